@@ -1,0 +1,1 @@
+"""Parley: the system of record for conversations."""

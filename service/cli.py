@@ -1,0 +1,117 @@
+"""`parley`: serve, migrate, import."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+import uvloop
+
+from service import logs, schema
+from service.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from service.server import Server, until_signal
+from service.settings import ConfigurationError, Settings, load
+
+FAILED = 2
+
+
+def setting_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """One flag for each setting, described as the setting is."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        for name in reversed(names or tuple(Settings.model_fields)):
+            field = Settings.model_fields[name]
+            flag = "--" + name.replace("_", "-")
+            is_flag = field.annotation is bool
+            command = click.option(
+                flag,
+                name,
+                default=None,
+                is_flag=is_flag,
+                flag_value=True if is_flag else None,
+                help=f"{field.description} [PARLEY_{name.upper()}]",
+            )(command)
+        return command
+
+    return decorate
+
+
+@click.group()
+@click.version_option(package_name="parley")
+def main() -> None:
+    """Parley: the system of record for conversations."""
+
+
+@main.command()
+@setting_flags()
+def serve(**flags: Any) -> None:
+    """Serve the API until SIGTERM."""
+    try:
+        settings = load(**flags)
+        logs.configure(settings)
+        uvloop.run(_serve(settings))
+    except (ConfigurationError, EmbeddedPostgresError) as error:
+        click.echo(f"parley: {error}", err=True)
+        sys.exit(FAILED)
+
+
+async def _serve(settings: Settings) -> None:
+    stopping = asyncio.create_task(until_signal())
+    embedded = None if settings.database_url else EmbeddedPostgres(settings.data_dir)
+    url = settings.database_url if embedded is None else embedded.url
+    server = Server(settings, url)
+    server.bind()
+    try:
+        if embedded:
+            await embedded.start()
+            if (await server.store.ping()).revision != schema.needed_revision():
+                await schema.migrate(url)
+        await server.start()
+        greeting = asyncio.create_task(_greet(server))
+        await stopping
+        greeting.cancel()
+        await server.stop()
+    finally:
+        if embedded:
+            await embedded.stop()
+
+
+async def _greet(server: Server) -> None:
+    """Once it serves: the first calls, ready to be pasted. Pasting them twice changes nothing."""
+    await server.readiness.ready.wait()
+    click.echo(f"Parley serves on {server.address}.")
+    if server.token:
+        click.echo(GREETING.format(token=server.token, address=server.address))
+
+
+GREETING = """
+Make a user, a conversation and its first message (twice is once: they carry request ids):
+
+grpcurl -plaintext -H 'authorization: Bearer {token}' \\
+  -d '{{"user": {{"username": "ada"}}, "requestId": "first-user"}}' \\
+  {address} parley.v1.UserService/CreateUser && \\
+grpcurl -plaintext -H 'authorization: Bearer {token}' -H 'x-parley-actor: ada' \\
+  -d '{{"conversation": {{"title": "Tea at four", "slug": "tea-at-four"}}, "requestId": "first-talk",
+       "initialMessage": {{"role": "ROLE_USER", "content": "Who brings the biscuits?"}}}}' \\
+  {address} parley.v1.ConversationService/CreateConversation
+"""
+
+
+@main.command()
+@setting_flags("database_url")
+@click.option("--revision", default="head", help="Where to: head, or a revision of migrations/.")
+def migrate(revision: str, **flags: Any) -> None:
+    """Bring the database at PARLEY_DATABASE_URL to the schema of this version."""
+    try:
+        settings = load(**flags)
+        if not settings.database_url:
+            raise ConfigurationError(
+                "PARLEY_DATABASE_URL: set it to the database to migrate; the embedded one migrates "
+                "itself when it is served."
+            )
+        asyncio.run(schema.migrate(settings.database_url, revision))
+        click.echo(f"The schema is at revision {schema.needed_revision()}.")
+    except (ConfigurationError, schema.MigrationFailed) as error:
+        click.echo(f"parley: {error}", err=True)
+        sys.exit(FAILED)

@@ -1,0 +1,115 @@
+"""The look-ups that nearly every call begins with, gathered: many callers, one statement."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from service.batcher import Batcher
+from service.domain import UserKind
+from service.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+)
+from service.fields import Fields
+from service.identity import Actor, Call
+from service.repositories import conversations, messages
+from service.repositories.base import Row
+from service.store import Store
+
+
+class Lookups:
+    """Finds users, conversations and messages by whatever a request names them by."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._users = Batcher(self._find_users, max_items=256, concurrency=2)
+        self._views = Batcher(self._find_views, max_items=256, concurrency=2)
+        self._slugs = Batcher(self._find_slugs, max_items=256)
+        self._messages = Batcher(self._find_messages, max_items=64, concurrency=2)
+
+    async def actor(self, reference: str) -> Actor:
+        """The user that a caller acts for: exists, is active, is not deleted."""
+        try:
+            with Fields() as fields:
+                named = fields.user("x-parley-actor", reference)
+        except InvalidArgument as error:
+            raise InvalidArgument("INVALID_ACTOR", field="x-parley-actor") from error
+        row = await self.user(named) if named else None
+        if row is None:
+            raise FailedPrecondition(
+                "USER_NOT_FOUND",
+                resource=("user", reference),
+                field="x-parley-actor",
+                name=reference,
+            )
+        if not row["is_active"] or row["deleted_at"] is not None:
+            raise PermissionDenied("ACTOR_NOT_ALLOWED", rule="the user is deactivated or deleted")
+        return Actor(row["id"], row["username"], UserKind(row["kind"]))
+
+    async def user(self, reference: UUID | str) -> Row | None:
+        return await self._users.submit(reference)
+
+    async def user_id(self, reference: UUID | str | None) -> UUID | None:
+        """The id by which to filter: one that nobody has, where nobody has that name."""
+        if reference is None or isinstance(reference, UUID):
+            return reference
+        row = await self.user(reference)
+        return row["id"] if row else UUID(int=0)
+
+    async def users(self, references: Sequence[UUID | str]) -> list[Row | None]:
+        """The users behind many references of one call, in order."""
+        async with self._store.snapshot() as snapshot:
+            return await snapshot.users.find(references)
+
+    async def view(self, named: str, reference: UUID | str, call: Call) -> Row:
+        """What the caller may see of a conversation: NOT_FOUND where missing or hidden."""
+        row = await self._views.submit((reference, call.actor_id))
+        if row is None:
+            raise NotFound("conversation", named)
+        return row
+
+    async def live_view(self, named: str, reference: UUID | str, call: Call) -> Row:
+        """The same, of a conversation that is not deleted: what a deleted one holds is not read."""
+        row = await self.view(named, reference, call)
+        if row["deleted_at"] is not None:
+            raise FailedPrecondition("CONVERSATION_DELETED")
+        return row
+
+    async def conversation_id(self, named: str, reference: UUID | str) -> UUID:
+        """The id behind an id or slug. An id is not looked up: whoever uses it finds out."""
+        if isinstance(reference, UUID):
+            return reference
+        id = await self._slugs.submit(reference)
+        if id is None:
+            raise NotFound("conversation", named)
+        return id
+
+    async def message(self, view: Row, key: UUID | int) -> Row:
+        """A message that the view's asker may read: NOT_FOUND where missing or hidden."""
+        row = await self._messages.submit((view, key))
+        if row is None:
+            raise NotFound("message", key)
+        return row
+
+    async def _find_users(self, references: list[UUID | str]) -> list[Row | None]:
+        async with self._store.snapshot() as snapshot:
+            return await snapshot.users.find(references)
+
+    async def _find_views(self, keys: list[conversations.Key]) -> list[Row | None]:
+        async with self._store.snapshot() as snapshot:
+            return await snapshot.conversations.views(keys)
+
+    async def _find_slugs(self, slugs: list[str]) -> list[UUID | None]:
+        async with self._store.snapshot() as snapshot:
+            return await snapshot.conversations.resolve(slugs)
+
+    async def _find_messages(self, keys: list[messages.Key]) -> list[Row | None]:
+        async with self._store.snapshot() as snapshot:
+            return await snapshot.messages.find(keys)
+
+
+def require_reader(view: Row) -> None:
+    """Raise for somebody who is only invited: it sees the invitation's message and no list."""
+    if view["actor_id"] is not None and view["joined_at"] is None:
+        raise PermissionDenied("NOT_A_PARTICIPANT", field="x-parley-actor")

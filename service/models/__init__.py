@@ -1,0 +1,23 @@
+"""The schema: SQLAlchemy 2 declarative models, one file a resource."""
+
+from service.models.base import Base
+from service.models.conversation import Conversation
+from service.models.event import Era, Event
+from service.models.message import Message
+from service.models.participant import Participant
+from service.models.request import Request
+from service.models.token import SigningKey, Token
+from service.models.user import User
+
+__all__ = [
+    "Base",
+    "Conversation",
+    "Era",
+    "Event",
+    "Message",
+    "Participant",
+    "Request",
+    "SigningKey",
+    "Token",
+    "User",
+]

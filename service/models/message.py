@@ -1,0 +1,137 @@
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from service.domain import MessageRole, MessageStatus
+from service.models.base import (
+    EMPTY_OBJECT,
+    HAS_METADATA,
+    Base,
+    Name,
+    SoftDeleted,
+    Timestamped,
+    one_of,
+)
+
+if TYPE_CHECKING:
+    from service.models.conversation import Conversation
+    from service.models.participant import Participant
+
+
+class Message(Base, Timestamped, SoftDeleted):
+    """What was said: number `sequence` of its conversation, in commit order, for ever.
+
+    Keys lead with the conversation, so that one conversation's rows stay together, and so that the
+    database itself holds that a reply, a branch and a sender belong to the same conversation.
+    """
+
+    __tablename__ = "messages"
+
+    conversation_id: Mapped[UUID] = mapped_column(
+        ForeignKey("conversations.id", ondelete="CASCADE"), primary_key=True
+    )
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.uuidv7())
+    sequence: Mapped[int] = mapped_column(BigInteger)
+    sender_id: Mapped[UUID | None] = mapped_column()
+    role: Mapped[str]
+    status: Mapped[str] = mapped_column(server_default=MessageStatus.COMPLETE)
+    content: Mapped[str]
+    metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)
+    tokens_used: Mapped[int | None]
+    input_tokens: Mapped[int | None]
+    output_tokens: Mapped[int | None]
+    model: Mapped[str] = mapped_column(server_default="")
+    reply_to_message_id: Mapped[UUID | None] = mapped_column()
+    parent_message_id: Mapped[UUID | None] = mapped_column()
+    sent_at: Mapped[datetime | None]
+    external_id: Mapped[str | None] = mapped_column(Name)
+    revision: Mapped[int] = mapped_column(server_default=text("1"))
+
+    conversation: Mapped["Conversation"] = relationship(
+        back_populates="messages", foreign_keys=[conversation_id], lazy="raise"
+    )
+    sender: Mapped["Participant | None"] = relationship(
+        foreign_keys=[conversation_id, sender_id], lazy="raise", viewonly=True
+    )
+    reply_to: Mapped["Message | None"] = relationship(
+        foreign_keys=[conversation_id, reply_to_message_id],
+        remote_side=[conversation_id, id],
+        lazy="raise",
+        viewonly=True,
+    )
+    parent: Mapped["Message | None"] = relationship(
+        foreign_keys=[conversation_id, parent_message_id],
+        remote_side=[conversation_id, id],
+        lazy="raise",
+        viewonly=True,
+    )
+
+    __table_args__ = (
+        UniqueConstraint("conversation_id", "sequence", name="uq_messages_conversation_sequence"),
+        # A sender is, or was, a participant: the pair's foreign key says so. It also keeps the
+        # key-share locks of concurrent sends inside one conversation, and its index serves
+        # "what did this user say here".
+        ForeignKeyConstraint(
+            ["conversation_id", "sender_id"],
+            ["participants.conversation_id", "participants.user_id"],
+            name="fk_messages_sender",
+        ),
+        Index("ix_messages_sender", "conversation_id", "sender_id", "sequence"),
+        ForeignKeyConstraint(
+            ["conversation_id", "reply_to_message_id"],
+            ["messages.conversation_id", "messages.id"],
+            name="fk_messages_reply_to",
+        ),
+        Index(
+            "ix_messages_reply_to",
+            "conversation_id",
+            "reply_to_message_id",
+            postgresql_where=text("reply_to_message_id IS NOT NULL"),
+        ),
+        ForeignKeyConstraint(
+            ["conversation_id", "parent_message_id"],
+            ["messages.conversation_id", "messages.id"],
+            name="fk_messages_parent",
+        ),
+        Index(
+            "ix_messages_parent",
+            "conversation_id",
+            "parent_message_id",
+            postgresql_where=text("parent_message_id IS NOT NULL"),
+        ),
+        Index(
+            "uq_messages_external_id",
+            "conversation_id",
+            "external_id",
+            unique=True,
+            postgresql_where=text("external_id IS NOT NULL"),
+        ),
+        Index(
+            "ix_messages_metadata",
+            "metadata",
+            postgresql_using="gin",
+            postgresql_ops={"metadata": "jsonb_path_ops"},
+            postgresql_where=text(HAS_METADATA),
+        ),
+        one_of("role", MessageRole),
+        one_of("status", MessageStatus),
+        CheckConstraint("sequence >= 1", name="sequence_positive"),
+        CheckConstraint("octet_length(content) <= 262144", name="content_length"),
+        CheckConstraint("role <> 'USER' OR sender_id IS NOT NULL", name="user_has_sender"),
+        CheckConstraint("jsonb_typeof(metadata) = 'object'", name="metadata_object"),
+        CheckConstraint(
+            "tokens_used >= 0 AND input_tokens >= 0 AND output_tokens >= 0", name="tokens"
+        ),
+    )

@@ -1,0 +1,161 @@
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import and_, exists, literal, or_, select, text, tuple_
+from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.orm import aliased
+from sqlalchemy.sql import ColumnElement
+
+from service.domain import EventType
+from service.errors import AlreadyExists
+from service.models import Participant
+from service.models.base import HAS_METADATA
+from service.repositories.base import Repository, Row, columns_of, tables
+from service.repositories.events import Events, Fact
+from service.repositories.visibility import FIRST, LAST, SEES, SHOWN
+
+conversations = tables["conversations"].alias("c")
+participants = tables["participants"].alias("p")
+
+CONVERSATION = columns_of("conversations", "c")
+
+# Everything a read needs before it reads: the conversation, what the asker is in it, and its
+# window. No row where the conversation is missing or hidden.
+VIEWS = f"""
+SELECT k.position, {CONVERSATION}, k.actor_id, p.status, p.role, p.joined_at,
+       {FIRST} AS first_sequence, {LAST} AS final_sequence, {SHOWN} AS shown_message_id
+FROM unnest($1::uuid[], $2::text[], $3::uuid[])
+  WITH ORDINALITY AS k(id, slug, actor_id, position)
+JOIN conversations c
+  ON c.id = COALESCE(k.id, (SELECT s.id FROM conversations s WHERE s.slug = k.slug))
+LEFT JOIN participants p ON p.conversation_id = c.id AND p.user_id = k.actor_id
+WHERE k.actor_id IS NULL OR {SEES}
+"""
+
+RESOLVE = "SELECT slug, id FROM conversations WHERE slug = ANY($1::text[])"
+
+# (conversation's id or slug, actor's id or None)
+Key = tuple[UUID | str, UUID | None]
+
+
+class Conversations(Repository):
+    async def views(self, keys: Sequence[Key]) -> list[Row | None]:
+        """What each asker may see of each conversation, in the same order."""
+        found: list[Row | None] = [None] * len(keys)
+        rows = await self._connection.fetch(
+            VIEWS,
+            [reference if isinstance(reference, UUID) else None for reference, _ in keys],
+            [reference if isinstance(reference, str) else None for reference, _ in keys],
+            [actor_id for _, actor_id in keys],
+        )
+        for row in rows:
+            found[row["position"] - 1] = row
+        return found
+
+    async def resolve(self, slugs: Sequence[str]) -> list[UUID | None]:
+        """The id behind each slug, in the same order."""
+        rows = await self._connection.fetch(RESOLVE, slugs)
+        ids = {row["slug"]: row["id"] for row in rows}
+        return [ids.get(slug) for slug in slugs]
+
+    async def find(self, conversation_id: UUID) -> Row | None:
+        return await self._connection.row(
+            select(conversations).where(conversations.c.id == conversation_id)
+        )
+
+    async def create(self, *, actor_id: UUID | None, **columns: Any) -> Row:
+        """Insert one as version 1, or raise AlreadyExists naming whoever has its slug or id."""
+        row = await self._connection.row(
+            insert(tables["conversations"])
+            .values(**columns, version=1)
+            .on_conflict_do_nothing()
+            .returning(*tables["conversations"].columns)
+        )
+        if row is None:
+            raise await self._taken(columns["slug"], columns["external_id"])
+        created = Fact(type=EventType.CONVERSATION_CREATED, actor_id=actor_id)
+        await Events(self._connection).record(
+            conversation_id=row["id"], after_version=0, facts=[created]
+        )
+        return row
+
+    async def _taken(self, slug: str, external_id: str | None) -> AlreadyExists:
+        c = conversations.c
+        holder = await self._connection.row(
+            select(c.id, c.slug).where(or_(c.slug == slug, c.external_id == external_id))
+        )
+        if holder is None or holder["slug"] == slug:
+            return AlreadyExists("SLUG_TAKEN", "conversation", slug, field="conversation.slug")
+        return AlreadyExists(
+            "EXTERNAL_ID_TAKEN",
+            "conversation",
+            holder["id"],
+            field="conversation.external_id",
+            external_id=external_id,
+        )
+
+    async def list(
+        self,
+        *,
+        actor_id: UUID | None,
+        show_deleted: bool,
+        title_contains: str = "",
+        is_active: bool | None = None,
+        external_id: str | None = None,
+        creator_id: UUID | None = None,
+        participant_id: UUID | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        metadata_contains: str = "{}",
+        after: tuple[datetime, UUID] | None,
+        limit: int,
+    ) -> Sequence[Row]:
+        """Newest first; an actor's are those it is joined in, whole, so that no filter tells it more
+        than it may see. `after` is the (created_at, id) of the last one seen.
+        """
+        c, p = conversations.c, participants.c
+        where: list[ColumnElement[bool]] = []
+        if title_contains:
+            where.append(c.title.icontains(title_contains, autoescape=True))
+        if is_active is not None:
+            where.append(c.is_active.is_(is_active))
+        if external_id:
+            where.append(c.external_id == external_id)
+        if creator_id:
+            where.append(c.creator_id == creator_id)
+        if participant_id:
+            member = aliased(Participant)
+            where.append(
+                exists().where(
+                    member.conversation_id == c.id,
+                    member.user_id == participant_id,
+                    member.status == "JOINED",
+                )
+            )
+        if created_after:
+            where.append(c.created_at >= created_after)
+        if created_before:
+            where.append(c.created_at < created_before)
+        if metadata_contains != "{}":
+            where.append(
+                and_(
+                    text(f"c.{HAS_METADATA}"),
+                    c.metadata.contains(literal(metadata_contains, JSONB)),
+                )
+            )
+        if after:
+            where.append(tuple_(c.created_at, c.id) < tuple_(*after))
+        statement = select(conversations, literal(None).label("actor_id")).where(*where)
+        if actor_id is not None:
+            statement = statement.join(participants, p.conversation_id == c.id).where(
+                p.user_id == actor_id, p.status == "JOINED"
+            )
+        if not show_deleted:
+            statement = statement.where(c.deleted_at.is_(None))
+        elif actor_id is not None:
+            statement = statement.where(or_(c.deleted_at.is_(None), p.role == "OWNER"))
+        return await self._connection.rows(
+            statement.order_by(c.created_at.desc(), c.id.desc()).limit(limit)
+        )

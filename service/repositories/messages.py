@@ -1,0 +1,309 @@
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import and_, func, literal, select, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.sql import ColumnElement
+
+from service.models.base import HAS_METADATA
+from service.repositories.base import Mark, Repository, Row, columns_of, tables
+from service.repositories.visibility import SEES, readable
+from service.rules.messages import Accepted, Append, Numbered, Outcome, Reference, State, decide
+
+messages = tables["messages"]
+
+MESSAGE = columns_of("messages", "m")
+
+# Step 2 of the write protocol: all that the decisions need, one row a draft. Each part is a look-up
+# by a unique key.
+LOAD = f"""
+SELECT k.position, c.id AS conversation_id, c.last_sequence, c.version, c.is_active, c.deleted_at,
+       u.id AS user_id, u.kind, u.is_active AND u.deleted_at IS NULL AS usable,
+       p.status, p.role, p.visible_from_sequence AS first_sequence, COALESCE({SEES}, false) AS sees,
+       r.payload_hash, r.sequence AS request_sequence, r.message_count,
+       (SELECT e.id FROM messages e
+        WHERE e.conversation_id = c.id AND e.external_id = k.external_id) AS external_id_holder,
+       (SELECT ROW(m.id, m.sequence) FROM messages m WHERE m.conversation_id = c.id
+        AND m.sequence = k.reply_to_sequence) AS reply_by_sequence,
+       (SELECT ROW(m.id, m.sequence) FROM messages m WHERE m.conversation_id = c.id
+        AND m.id = k.reply_to_id) AS reply_by_id,
+       (SELECT ROW(m.id, m.sequence) FROM messages m WHERE m.conversation_id = c.id
+        AND m.sequence = k.parent_sequence) AS parent_by_sequence,
+       (SELECT ROW(m.id, m.sequence) FROM messages m WHERE m.conversation_id = c.id
+        AND m.id = k.parent_id) AS parent_by_id,
+       uuidv7() AS new_id
+FROM unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::text[], $5::bigint[], $6::uuid[], $7::bigint[],
+            $8::uuid[]) WITH ORDINALITY
+  AS k(conversation_id, user_id, request_key, external_id, reply_to_sequence, reply_to_id,
+       parent_sequence, parent_id, position)
+LEFT JOIN conversations c ON c.id = k.conversation_id
+LEFT JOIN users u ON u.id = k.user_id
+LEFT JOIN participants p ON p.conversation_id = c.id AND p.user_id = k.user_id
+LEFT JOIN requests r ON r.conversation_id = c.id AND r.key = k.request_key
+"""
+
+# Step 4: everything in one statement. The clock is read here, under the lock, and never shows less
+# than it did for the conversation's last message.
+WRITE = """
+WITH now AS MATERIALIZED (SELECT clock_timestamp() AS at),
+draft AS MATERIALIZED (
+  SELECT k.*, greatest(now.at, c.last_message_at) AS created_at
+  FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::uuid[], $6::uuid[], $7::text[],
+              $8::text[], $9::text[], $10::int[], $11::int[], $12::int[], $13::text[], $14::uuid[],
+              $15::uuid[], $16::timestamptz[], $17::text[])
+    AS k(conversation_id, id, sequence, version, actor_id, sender_id, role, content, metadata,
+         tokens_used, input_tokens, output_tokens, model, reply_to_message_id, parent_message_id,
+         sent_at, external_id)
+  JOIN conversations c ON c.id = k.conversation_id
+  CROSS JOIN now
+),
+stored AS (
+  INSERT INTO messages (conversation_id, id, sequence, sender_id, role, content, metadata,
+                        tokens_used, input_tokens, output_tokens, model, reply_to_message_id,
+                        parent_message_id, sent_at, external_id, created_at, updated_at)
+  SELECT conversation_id, id, sequence, sender_id, role, content, metadata::jsonb, tokens_used,
+         input_tokens, output_tokens, model, reply_to_message_id, parent_message_id, sent_at,
+         external_id, created_at, created_at
+  FROM draft
+  RETURNING conversation_id, sequence, created_at
+),
+counted AS (
+  UPDATE conversations c
+  SET last_sequence = d.last_sequence, version = d.version,
+      total_tokens_used = c.total_tokens_used + d.tokens_used,
+      last_activity_at = greatest(c.last_activity_at, d.active_at), last_message_at = d.created_at
+  FROM (SELECT conversation_id, max(sequence) AS last_sequence, max(version) AS version,
+               COALESCE(sum(tokens_used), 0) AS tokens_used, max(created_at) AS created_at,
+               max(COALESCE(sent_at, created_at)) AS active_at
+        FROM draft GROUP BY conversation_id) d
+  WHERE c.id = d.conversation_id
+),
+read AS (
+  UPDATE participants p SET last_read_sequence = greatest(p.last_read_sequence, d.sequence)
+  FROM (SELECT conversation_id, sender_id, max(sequence) AS sequence FROM draft
+        WHERE sender_id IS NOT NULL GROUP BY conversation_id, sender_id) d
+  WHERE p.conversation_id = d.conversation_id AND p.user_id = d.sender_id
+),
+told AS (
+  INSERT INTO events (conversation_id, version, era, type, committed_at, actor_id, sequence,
+                      revision, user_id)
+  SELECT conversation_id, version, (SELECT max(era) FROM eras), 'MESSAGE_CREATED', created_at,
+         actor_id, sequence, 1, sender_id
+  FROM draft
+),
+recorded AS (
+  INSERT INTO requests (conversation_id, key, payload_hash, sequence, message_count)
+  SELECT * FROM unnest($18::uuid[], $19::bytea[], $20::bytea[], $21::bigint[], $22::int[])
+)
+SELECT conversation_id, sequence, created_at, pg_current_xact_id()::text AS xid,
+       left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline
+FROM stored
+"""
+
+FIND = f"""
+SELECT k.position, {MESSAGE}
+FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[], $6::uuid[])
+  WITH ORDINALITY AS k(conversation_id, id, sequence, first_sequence, final_sequence,
+                       shown_message_id, position)
+JOIN messages m ON m.conversation_id = k.conversation_id
+  AND m.id = COALESCE(k.id, (SELECT s.id FROM messages s
+                             WHERE s.conversation_id = k.conversation_id
+                               AND s.sequence = k.sequence))
+WHERE {readable("m", "k")}
+"""
+
+# How the system sees a conversation, or somebody what is its own: whole.
+WHOLE = {"first_sequence": 1, "final_sequence": 2**63 - 1, "shown_message_id": None}
+
+# One message to find: what its asker may see of the conversation, and its id or sequence.
+Key = tuple[Row, Reference]
+
+# When each accepted message was made, by (conversation, sequence).
+Times = dict[tuple[UUID, int], datetime]
+
+
+class Messages(Repository):
+    async def append(self, items: list[Append]) -> tuple[list[Outcome], Times]:
+        """Append to any number of conversations whose locks are held: one outcome an item.
+
+        Steps 2 to 4 of the write protocol: load, decide, write, each set-wise.
+        """
+        states, new_ids = await self._load(items)
+        outcomes = decide(items, states, new_ids)
+        return outcomes, await self._write(items, outcomes)
+
+    async def _load(self, items: list[Append]) -> tuple[dict[UUID, State], Iterator[UUID]]:
+        drafts = [(item, draft) for item in items for draft in item.drafts]
+        rows = await self._connection.fetch(
+            LOAD,
+            [item.conversation_id for item, _ in drafts],
+            [item.actor.id if item.actor else draft.sender_id for item, draft in drafts],
+            [item.request.key if item.request else None for item, _ in drafts],
+            [draft.external_id for _, draft in drafts],
+            [_sequence(draft.reply_to) for _, draft in drafts],
+            [_id(draft.reply_to) for _, draft in drafts],
+            [_sequence(draft.parent) for _, draft in drafts],
+            [_id(draft.parent) for _, draft in drafts],
+        )
+        states: dict[UUID, State] = {}
+        for row in rows:
+            item, draft = drafts[row["position"] - 1]
+            exists = row["conversation_id"] is not None
+            state = states.setdefault(
+                item.conversation_id,
+                State(row if exists else None, row["last_sequence"] or 0, row["version"] or 0),
+            )
+            if row["user_id"]:
+                state.people[row["user_id"]] = row
+            if row["payload_hash"] and item.request:
+                state.requests[item.request.key] = {
+                    "payload_hash": row["payload_hash"],
+                    "sequence": row["request_sequence"],
+                    "message_count": row["message_count"],
+                }
+            if row["external_id_holder"] and draft.external_id is not None:
+                state.external_ids[draft.external_id] = row["external_id_holder"]
+            if draft.reply_to is not None:
+                _note(state, draft.reply_to, row["reply_by_id"] or row["reply_by_sequence"])
+            if draft.parent is not None:
+                _note(state, draft.parent, row["parent_by_id"] or row["parent_by_sequence"])
+        return states, iter([row["new_id"] for row in rows])
+
+    async def _write(self, items: list[Append], outcomes: list[Outcome]) -> Times:
+        accepted = [
+            (item, outcome.messages)
+            for item, outcome in zip(items, outcomes, strict=True)
+            if isinstance(outcome, Accepted) and not item.dry_run
+        ]
+        rows: list[Numbered] = [message for _, batch in accepted for message in batch]
+        if not rows:
+            return {}
+        requested = [
+            (item.conversation_id, item.request, batch) for item, batch in accepted if item.request
+        ]
+        stored = await self._connection.fetch(
+            WRITE,
+            [row.conversation_id for row in rows],
+            [row.id for row in rows],
+            [row.sequence for row in rows],
+            [row.version for row in rows],
+            [row.actor_id for row in rows],
+            [row.draft.sender_id for row in rows],
+            [row.draft.role for row in rows],
+            [row.draft.content for row in rows],
+            [row.draft.metadata for row in rows],
+            [row.draft.tokens_used for row in rows],
+            [row.draft.input_tokens for row in rows],
+            [row.draft.output_tokens for row in rows],
+            [row.draft.model for row in rows],
+            [row.reply_to_message_id for row in rows],
+            [row.parent_message_id for row in rows],
+            [row.draft.sent_at for row in rows],
+            [row.draft.external_id for row in rows],
+            [conversation_id for conversation_id, _, _ in requested],
+            [request.key for _, request, _ in requested],
+            [request.payload_hash for _, request, _ in requested],
+            [batch[0].sequence for _, _, batch in requested],
+            [len(batch) for _, _, batch in requested],
+        )
+        self._connection.mark = Mark(stored[0]["xid"], stored[0]["timeline"])
+        return {(row["conversation_id"], row["sequence"]): row["created_at"] for row in stored}
+
+    async def find(self, keys: Sequence[Key]) -> list[Row | None]:
+        """The message behind each key that its asker may read, in the same order."""
+        found: list[Row | None] = [None] * len(keys)
+        rows = await self._connection.fetch(
+            FIND,
+            [view["id"] for view, _ in keys],
+            [_id(reference) for _, reference in keys],
+            [_sequence(reference) for _, reference in keys],
+            [view["first_sequence"] for view, _ in keys],
+            [view["final_sequence"] for view, _ in keys],
+            [view["shown_message_id"] for view, _ in keys],
+        )
+        for row in rows:
+            found[row["position"] - 1] = row
+        return found
+
+    async def list(
+        self,
+        view: Row,
+        *,
+        after: int | None,
+        descending: bool,
+        limit: int,
+        byte_limit: int,
+        sender_id: UUID | None = None,
+        external_id: str | None = None,
+        roles: Sequence[str] = (),
+        statuses: Sequence[str] = (),
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        metadata_contains: str = "{}",
+    ) -> tuple[Sequence[Row], bool]:
+        """At most `limit` messages of the window, beyond `after`, and whether there are more.
+
+        Stops before a page whose content passes `byte_limit`: a thousand messages may hold a
+        quarter of a gigabyte, and none of it should leave the database for nothing.
+        """
+        m = messages.c
+        where: list[ColumnElement[bool]] = [
+            m.conversation_id == view["id"],
+            m.sequence.between(view["first_sequence"], view["final_sequence"]),
+        ]
+        if after is not None:
+            where.append(m.sequence < after if descending else m.sequence > after)
+        if sender_id:
+            where.append(m.sender_id == sender_id)
+        if external_id:
+            where.append(m.external_id == external_id)
+        if roles:
+            where.append(m.role.in_(roles))
+        if statuses:
+            where.append(m.status.in_(statuses))
+        if created_after:
+            where.append(m.created_at >= created_after)
+        if created_before:
+            where.append(m.created_at < created_before)
+        if metadata_contains != "{}":
+            # What is deleted is not shown, so it must not be found by its contents either.
+            where.append(
+                and_(
+                    text(HAS_METADATA),
+                    m.metadata.contains(literal(metadata_contains, JSONB)),
+                    m.deleted_at.is_(None),
+                )
+            )
+        order = m.sequence.desc() if descending else m.sequence
+        page = select(messages).where(*where).order_by(order).limit(limit + 1).subquery("page")
+        size = func.octet_length(page.c.content) + func.pg_column_size(page.c.metadata)
+        sized = select(
+            page,
+            func.sum(size)
+            .over(order_by=page.c.sequence.desc() if descending else page.c.sequence)
+            .label("total"),
+            size.label("size"),
+            func.count().over().label("found"),
+        ).subquery("sized")
+        rows = await self._connection.rows(
+            select(sized)
+            .where(sized.c.total - sized.c.size <= byte_limit)
+            .order_by(sized.c.sequence.desc() if descending else sized.c.sequence)
+        )
+        more = len(rows) > limit or (len(rows) > 0 and len(rows) < rows[0]["found"])
+        return rows[:limit], more
+
+
+def _sequence(reference: Reference | None) -> int | None:
+    return reference if isinstance(reference, int) else None
+
+
+def _id(reference: Reference | None) -> UUID | None:
+    return reference if isinstance(reference, UUID) else None
+
+
+def _note(state: State, reference: Reference, found: Any) -> None:
+    if found is not None:
+        state.messages[reference] = (found[0], found[1])

@@ -1,0 +1,186 @@
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select, select, tuple_
+from sqlalchemy.sql import ColumnElement
+
+from service.domain import EventType
+from service.repositories.base import Repository, Row, columns_of, tables
+from service.repositories.events import Events, Fact
+from service.repositories.visibility import SEES
+from service.rules.participants import Change
+
+participants = tables["participants"]
+users = tables["users"]
+
+PARTICIPANT = columns_of("participants", "p")
+# Absent rows leave everything of `p` NULL: `status` tells.
+OWN = ", ".join(f"p.{column.name}" for column in participants.columns if column.name != "user_id")
+
+PEOPLE = f"""
+SELECT u.id AS user_id, u.username, u.kind, u.is_active AND u.deleted_at IS NULL AS usable,
+       {OWN}, COALESCE({SEES}, false) AS sees
+FROM unnest($2::uuid[]) AS k(user_id)
+JOIN users u ON u.id = k.user_id
+LEFT JOIN participants p ON p.conversation_id = $1 AND p.user_id = k.user_id
+"""
+
+CROWD = """
+SELECT count(*) FILTER (WHERE status IN ('INVITED', 'JOINED')) AS occupied,
+       count(*) FILTER (WHERE status = 'JOINED') AS joined,
+       count(*) FILTER (WHERE status = 'JOINED' AND role = 'OWNER') AS owners
+FROM participants WHERE conversation_id = $1
+"""
+
+WRITE = """
+WITH now AS MATERIALIZED (SELECT clock_timestamp() AS at)
+INSERT INTO participants AS p
+  (conversation_id, user_id, status, role, invited_by_user_id, initial_message_id, hide_history,
+   joined_at, left_at, status_at, status_actor_id, status_reason, visible_from_sequence,
+   visible_to_sequence, created_at, updated_at)
+SELECT $1, k.user_id, k.status, k.role, k.invited_by_user_id, k.initial_message_id, k.hide_history,
+       CASE WHEN k.joins THEN now.at END, CASE WHEN k.leaves THEN now.at END, now.at, k.actor_id,
+       k.reason, k.visible_from_sequence, k.visible_to_sequence, now.at, now.at
+FROM now, unnest($2::uuid[], $3::text[], $4::text[], $5::uuid[], $6::uuid[], $7::bool[], $8::bool[],
+                 $9::bool[], $10::uuid[], $11::text[], $12::bigint[], $13::bigint[])
+  AS k(user_id, status, role, invited_by_user_id, initial_message_id, hide_history, joins, leaves,
+       actor_id, reason, visible_from_sequence, visible_to_sequence)
+ON CONFLICT (conversation_id, user_id) DO UPDATE SET
+  status = excluded.status, role = excluded.role,
+  invited_by_user_id = excluded.invited_by_user_id,
+  initial_message_id = excluded.initial_message_id, hide_history = excluded.hide_history,
+  joined_at = COALESCE(excluded.joined_at, p.joined_at),
+  left_at = CASE WHEN excluded.joined_at IS NULL THEN COALESCE(excluded.left_at, p.left_at) END,
+  status_at = CASE WHEN p.status = excluded.status THEN p.status_at ELSE excluded.status_at END,
+  status_actor_id = CASE WHEN p.status = excluded.status THEN p.status_actor_id
+                         ELSE excluded.status_actor_id END,
+  status_reason = excluded.status_reason,
+  visible_from_sequence = excluded.visible_from_sequence,
+  visible_to_sequence = excluded.visible_to_sequence,
+  revision = p.revision + 1,
+  updated_at = excluded.updated_at
+"""
+
+COUNT = """
+UPDATE conversations SET version = version + $2, participant_count = participant_count + $3
+WHERE id = $1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """How many are in a conversation: joined or invited; joined; joined as owners."""
+
+    occupied: int
+    joined: int
+    owners: int
+
+
+class Participants(Repository):
+    async def people(self, conversation_id: UUID, user_ids: Sequence[UUID]) -> dict[UUID, Row]:
+        """Each user with its participant's row, if any, and whether that row lets it see."""
+        rows = await self._connection.fetch(PEOPLE, conversation_id, user_ids)
+        return {row["user_id"]: row for row in rows}
+
+    async def crowd(self, conversation_id: UUID) -> Crowd:
+        (row,) = await self._connection.fetch(CROWD, conversation_id)
+        return Crowd(**row)
+
+    async def change(
+        self, conversation_id: UUID, *, after_version: int, changes: Sequence[Change]
+    ) -> None:
+        """Store the changes, their events and what they do to the conversation's counters."""
+        if not changes:
+            return
+        await self._connection.fetch(
+            WRITE,
+            conversation_id,
+            [change.user_id for change in changes],
+            [change.status for change in changes],
+            [change.role for change in changes],
+            [change.invited_by_user_id for change in changes],
+            [change.initial_message_id for change in changes],
+            [change.hide_history for change in changes],
+            [change.joins for change in changes],
+            [change.leaves for change in changes],
+            [change.actor_id for change in changes],
+            [change.reason for change in changes],
+            [change.visible_from_sequence for change in changes],
+            [change.visible_to_sequence for change in changes],
+        )
+        joined = sum(change.joins - change.leaves for change in changes)
+        await self._connection.fetch(COUNT, conversation_id, len(changes), joined)
+        await Events(self._connection).record(
+            conversation_id=conversation_id,
+            after_version=after_version,
+            facts=[_fact(change) for change in changes],
+        )
+
+    async def owns_any(self, user_id: UUID) -> bool:
+        """Whether the user is a joined owner anywhere."""
+        row = await self._connection.row(
+            select(participants.c.user_id)
+            .where(
+                participants.c.user_id == user_id,
+                participants.c.status == "JOINED",
+                participants.c.role == "OWNER",
+            )
+            .limit(1)
+        )
+        return row is not None
+
+    async def find(
+        self, conversation_id: UUID, user_id: UUID | None, *, only_user_id: UUID | None = None
+    ) -> Row | None:
+        """One participant; with `only_user_id`, none but that one."""
+        if user_id is None or only_user_id not in (None, user_id):
+            return None
+        return await self._connection.row(
+            _select().where(
+                participants.c.conversation_id == conversation_id,
+                participants.c.user_id == user_id,
+            )
+        )
+
+    async def list(
+        self,
+        conversation_id: UUID,
+        *,
+        only_user_id: UUID | None,
+        statuses: Sequence[str],
+        roles: Sequence[str],
+        after: tuple[Any, UUID] | None,
+        limit: int,
+    ) -> Sequence[Row]:
+        """Oldest row first. `after` is the (created_at, user_id) of the last one seen."""
+        key = (participants.c.created_at, participants.c.user_id)
+        where: list[ColumnElement[bool]] = [
+            participants.c.conversation_id == conversation_id,
+            participants.c.status.in_(statuses),
+        ]
+        if only_user_id is not None:
+            where.append(participants.c.user_id == only_user_id)
+        if roles:
+            where.append(participants.c.role.in_(roles))
+        if after is not None:
+            where.append(tuple_(*key) > tuple_(*after))
+        return await self._connection.rows(_select().where(*where).order_by(*key).limit(limit))
+
+
+def _select() -> Select[Any]:
+    return select(participants, users.c.username).join(users, users.c.id == participants.c.user_id)
+
+
+def _fact(change: Change) -> Fact:
+    return Fact(
+        type=EventType.PARTICIPANT_CHANGED,
+        actor_id=change.actor_id,
+        user_id=change.user_id,
+        previous_status=change.previous_status,
+        status=change.status,
+        previous_role=change.previous_role,
+        role=change.role,
+        reason=change.reason,
+    )

@@ -1,0 +1,65 @@
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, literal_column, or_, select
+from sqlalchemy.dialects.postgresql import insert
+
+from service.errors import AlreadyExists
+from service.repositories.base import Repository, Row, columns_of, tables
+
+users = tables["users"]
+
+FIND = f"""
+SELECT k.position, {columns_of("users", "u")}
+FROM unnest($1::uuid[], $2::text[]) WITH ORDINALITY AS k(id, username, position)
+JOIN users u ON u.id = COALESCE(k.id, (SELECT n.id FROM users n WHERE n.username = k.username))
+"""
+
+
+class Users(Repository):
+    async def find(self, references: Sequence[UUID | str]) -> list[Row | None]:
+        """The user behind each id or username, in the same order; None where there is none."""
+        found: list[Row | None] = [None] * len(references)
+        rows = await self._connection.fetch(
+            FIND,
+            [reference if isinstance(reference, UUID) else None for reference in references],
+            [reference if isinstance(reference, str) else None for reference in references],
+        )
+        for row in rows:
+            found[row["position"] - 1] = row
+        return found
+
+    async def create(self, **columns: Any) -> Row:
+        """Insert one, or raise AlreadyExists naming whoever has one of its unique names."""
+        row = await self._connection.row(
+            insert(users).values(**columns).on_conflict_do_nothing().returning(*users.columns)
+        )
+        if row is None:
+            raise await self._taken(columns)
+        return row
+
+    async def _taken(self, columns: dict[str, Any]) -> AlreadyExists:
+        username, email = columns["username"], columns.get("email")
+        external_id = columns.get("external_id")
+        lower_email = func.lower(literal_column('email COLLATE "pg_c_utf8"'))
+        holder = await self._connection.row(
+            select(users.c.id, users.c.username, users.c.external_id).where(
+                or_(
+                    users.c.username == username,
+                    users.c.external_id == external_id,
+                    lower_email == func.lower(email),
+                )
+            )
+        )
+        if holder is None or holder["username"] == username:
+            return AlreadyExists("USERNAME_TAKEN", "user", username, field="user.username")
+        if external_id is not None and holder["external_id"] == external_id:
+            return AlreadyExists(
+                "EXTERNAL_ID_TAKEN",
+                "user",
+                holder["id"],
+                field="user.external_id",
+                external_id=external_id,
+            )
+        return AlreadyExists("EMAIL_TAKEN", "user", holder["id"], field="user.email")

@@ -1,0 +1,18 @@
+"""Etags: opaque to clients; the revision, and enough of the id that it fits no other resource."""
+
+import re
+from uuid import UUID
+
+from service.errors import Aborted
+
+FORM = re.compile(r"[0-9]{1,10}-[0-9a-f]{8}")
+
+
+def etag_of(id: UUID, revision: int) -> str:
+    return f"{revision}-{id.hex[-8:]}"
+
+
+def require_etag(given: str, current: str | None) -> None:
+    """Raise if an etag was given and is not the current one."""
+    if given and given != current:
+        raise Aborted("ETAG_MISMATCH")

@@ -1,0 +1,213 @@
+"""The wiring, on one screen; and how the server starts and drains."""
+
+import asyncio
+import os
+import secrets
+import signal
+from pathlib import Path
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha.reflection import aio as reflection
+
+from parley.v1 import (
+    conversation_pb2,
+    event_pb2,
+    live_message_pb2,
+    message_pb2,
+    participant_pb2,
+    transfer_pb2,
+    usage_pb2,
+    user_pb2,
+)
+from service.access import Gatekeeper, hash_of, split_token
+from service.identity import Scope
+from service.interceptors import Handlers, Interceptors
+from service.lookups import Lookups
+from service.paging import PageTokens
+from service.readiness import Readiness
+from service.sending import Sender
+from service.servicers.conversations import ConversationServicer
+from service.servicers.messages import MessageServicer
+from service.servicers.participants import ParticipantServicer
+from service.servicers.users import UserServicer
+from service.settings import ConfigurationError, Settings
+from service.store import Store
+
+log = structlog.get_logger()
+
+MAX_REQUEST_BYTES = 4 << 20
+PRUNE_INTERVAL_SECONDS = 3600.0
+# Reflection's two versions differ in their names only; clients ask for either.
+REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+
+OPTIONS = [
+    # Off unless asked for: a second server on the port must fail, not share it silently.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    ("grpc.max_metadata_size", 16 << 10),
+    ("grpc.max_concurrent_streams", 100),
+    ("grpc.max_connection_idle_ms", 10 * 60 * 1000),
+    ("grpc.max_connection_age_ms", 30 * 60 * 1000),
+    ("grpc.max_connection_age_grace_ms", 60 * 1000),
+    ("grpc.server_handshake_timeout_ms", 10 * 1000),
+    ("grpc.max_allowed_incoming_connections", 1_000),
+    ("grpc.keepalive_time_ms", 60 * 1000),
+    ("grpc.keepalive_timeout_ms", 20 * 1000),
+    # Clients may ping this often; the default of five minutes kills those that keep alive.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10 * 1000),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
+
+
+class Server:
+    """One process of Parley: a gRPC server over one database."""
+
+    def __init__(self, settings: Settings, database_url: str) -> None:
+        self._settings = settings
+        self.store = Store(database_url, pool_size=settings.pool_size)
+        self.page_tokens = PageTokens()
+        # Known once bound and, where this machine alone can call, once the database has answered.
+        self.address = settings.address
+        self.token: str | None = None
+        self._server = grpc.aio.server(options=OPTIONS)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._build()
+
+    def _build(self) -> None:
+        store, page_tokens = self.store, self.page_tokens
+        lookups = Lookups(store)
+        sender = Sender(store)
+        self.interceptors = Interceptors(Gatekeeper(store, lookups))
+
+        services = [
+            (user_pb2, "UserService", UserServicer(store, lookups)),
+            (
+                conversation_pb2,
+                "ConversationService",
+                ConversationServicer(store, lookups, page_tokens),
+            ),
+            (
+                participant_pb2,
+                "ParticipantService",
+                ParticipantServicer(store, lookups, page_tokens),
+            ),
+            (message_pb2, "MessageService", MessageServicer(store, lookups, sender, page_tokens)),
+            (event_pb2, "EventService", None),
+            (live_message_pb2, "LiveMessageService", None),
+            (transfer_pb2, "TransferService", None),
+            (usage_pb2, "UsageService", None),
+        ]
+        names = []
+        for module, name, servicer in services:
+            descriptor = module.DESCRIPTOR.services_by_name[name]
+            handlers = self.interceptors.service(descriptor, servicer)
+            self._add(descriptor.full_name, handlers)
+            names.append(descriptor.full_name)
+
+        self.readiness = Readiness(store, names, self._prepare)
+        health_pb2_grpc.add_HealthServicer_to_server(self.readiness.servicer, self._server)
+        reflected = reflection.ReflectionServicer([*names, "grpc.health.v1.Health", REFLECTION_V1])
+        handler = grpc.stream_stream_rpc_method_handler(
+            reflected.ServerReflectionInfo,
+            reflection_pb2.ServerReflectionRequest.FromString,
+            reflection_pb2.ServerReflectionResponse.SerializeToString,
+        )
+        for name in ("grpc.reflection.v1alpha.ServerReflection", REFLECTION_V1):
+            self._add(name, self.interceptors.authenticated({"ServerReflectionInfo": handler}))
+
+    def _add(self, service: str, handlers: Handlers) -> None:
+        generic = grpc.method_handlers_generic_handler(service, handlers)
+        self._server.add_generic_rpc_handlers((generic,))
+
+    def bind(self) -> None:
+        """Take the address, before anything else is begun."""
+        try:
+            port = self._server.add_insecure_port(self._settings.address)
+            self.address = f"{self._settings.host}:{port}"
+        except RuntimeError:
+            raise ConfigurationError(
+                f"PARLEY_ADDRESS: cannot listen on {self._settings.address}: it is taken, or not "
+                "an address of this machine."
+            ) from None
+
+    async def start(self) -> None:
+        """Serve; the database may come later."""
+        await self._server.start()
+        self._tasks = [
+            asyncio.create_task(self.readiness.watch()),
+            asyncio.create_task(self._prune()),
+        ]
+
+    async def stop(self) -> None:
+        """Drain: refuse what is new, let what runs end, write what was begun."""
+        await self.readiness.drain()
+        self.interceptors.draining = True
+        await self._server.stop(self._settings.drain_seconds)
+        await self.interceptors.drained()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.store.close()
+
+    async def _prepare(self) -> None:
+        """What the database must hold before the first call: an era, a key, a first token."""
+        async with self.store.transaction() as transaction:
+            await transaction.events.begin_era()
+            key = await transaction.tokens.signing_key("page-tokens", secrets.token_bytes(32))
+            self.page_tokens.use(key)
+            # A credential that lies in a file is for development: only where nobody else can call.
+            if self._settings.is_loopback:
+                self.token = development_token(self._settings.token_file)
+                key_id, secret = split_token(self.token)
+                await transaction.tokens.register(
+                    key_id=key_id,
+                    secret_hash=hash_of(secret),
+                    service="development",
+                    scopes=list(Scope),
+                )
+
+    async def _prune(self) -> None:
+        await self.readiness.ready.wait()
+        while True:
+            try:
+                async with self.store.transaction() as transaction:
+                    pruned = await transaction.requests.prune()
+                if pruned:
+                    log.info("requests_pruned", count=pruned)
+            except Exception as error:
+                log.warning("prune_failed", error=str(error))
+            await asyncio.sleep(PRUNE_INTERVAL_SECONDS)
+
+
+def development_token(file: Path) -> str:
+    """The token in the file; a new one, readable by nobody else, where there is none."""
+    try:
+        return file.read_text().strip()
+    except FileNotFoundError:
+        pass
+    file.parent.mkdir(parents=True, exist_ok=True)
+    token = f"parley_{secrets.token_hex(8)}_{secrets.token_urlsafe(32)}"
+    # Whole or not at all, whatever happens meanwhile.
+    draft = file.with_name(f"token.{os.getpid()}")
+    draft.touch(mode=0o600)
+    draft.write_text(f"{token}\n")
+    draft.rename(file)
+    return token
+
+
+async def until_signal() -> None:
+    """Wait for SIGTERM or Ctrl-C; a second one ends the process at once."""
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(1)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    await stop.wait()

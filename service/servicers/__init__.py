@@ -1,0 +1,1 @@
+"""The RPCs, one file a service. Each reads: parse, transact, answer."""

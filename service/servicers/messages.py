@@ -1,0 +1,184 @@
+from dataclasses import replace
+from uuid import UUID
+
+from parley.v1 import message_pb2 as pb
+from parley.v1 import message_pb2_grpc
+from service import paging, wire
+from service.domain import MessageRole, MessageStatus
+from service.errors import Unimplemented
+from service.fields import Fields
+from service.identity import Call
+from service.lookups import Lookups, require_reader
+from service.paging import PageTokens, Position
+from service.repositories.messages import WHOLE
+from service.rules.messages import Append, Draft, Replayed
+from service.sending import Sender
+from service.store import Store
+
+MAX_BATCH_MESSAGES = 500
+MAX_BATCH_BYTES = 3 << 20
+NEWEST_FIRST, OLDEST_FIRST = ORDERS = ("sequence desc", "sequence")
+
+# A message to append, and its sender as named: an id, or a username still to be looked up.
+Named = tuple[Draft, UUID | str | None]
+
+
+class MessageServicer(message_pb2_grpc.MessageServiceServicer):
+    """What is said in a conversation."""
+
+    def __init__(
+        self, store: Store, lookups: Lookups, sender: Sender, page_tokens: PageTokens
+    ) -> None:
+        self._store = store
+        self._lookups = lookups
+        self._sender = sender
+        self._page_tokens = page_tokens
+
+    async def SendMessage(
+        self, request: pb.SendMessageRequest, call: Call
+    ) -> pb.SendMessageResponse:
+        with Fields() as fields:
+            reference = fields.conversation("conversation_id", request.conversation_id)
+            expected = fields.count("expected_last_sequence", request, "expected_last_sequence")
+            drafts = [wire.draft(fields, request, actor=call.actor)]
+            request_id = fields.request_id(call, request)
+
+        item = Append(
+            conversation=request.conversation_id,
+            conversation_id=await self._lookups.conversation_id(request.conversation_id, reference),
+            actor=call.actor,
+            drafts=await self._with_senders(drafts),
+            expected_last_sequence=expected,
+            request=request_id,
+            dry_run=request.validate_only,
+        )
+        (message,) = await self._append(item, call)
+
+        return pb.SendMessageResponse(message=message)
+
+    async def BatchSendMessages(
+        self, request: pb.BatchSendMessagesRequest, call: Call
+    ) -> pb.BatchSendMessagesResponse:
+        with Fields() as fields:
+            reference = fields.conversation("conversation_id", request.conversation_id)
+            expected = fields.count("expected_last_sequence", request, "expected_last_sequence")
+            if not request.messages:
+                fields.reject("REQUIRED", "messages")
+            if len(request.messages) > MAX_BATCH_MESSAGES:
+                fields.reject("TOO_MANY_ITEMS", "messages", limit=MAX_BATCH_MESSAGES)
+            if request.ByteSize() > MAX_BATCH_BYTES:
+                fields.reject("FIELD_TOO_LONG", "messages", limit=MAX_BATCH_BYTES, unit="bytes")
+            drafts = [
+                wire.draft(fields, message, actor=call.actor, at=f"messages[{n}].")
+                for n, message in enumerate(request.messages)
+            ]
+            request_id = fields.request_id(call, request)
+
+        item = Append(
+            conversation=request.conversation_id,
+            conversation_id=await self._lookups.conversation_id(request.conversation_id, reference),
+            actor=call.actor,
+            drafts=await self._with_senders(drafts),
+            expected_last_sequence=expected,
+            request=request_id,
+            dry_run=request.validate_only,
+        )
+        messages = await self._append(item, call)
+
+        return pb.BatchSendMessagesResponse(sent_messages=map(wire.sent_message, messages))
+
+    async def GetMessage(self, request: pb.GetMessageRequest, call: Call) -> pb.GetMessageResponse:
+        with Fields() as fields:
+            reference = fields.conversation("conversation_id", request.conversation_id)
+            key = fields.message_key(request)
+
+        view = await self._lookups.live_view(request.conversation_id, reference, call)
+        row = await self._lookups.message(view, key)
+
+        return pb.GetMessageResponse(message=wire.message(row))
+
+    async def ListMessages(
+        self, request: pb.ListMessagesRequest, call: Call
+    ) -> pb.ListMessagesResponse:
+        if request.WhichOneof("around"):
+            raise Unimplemented("NOT_IMPLEMENTED", method="ListMessages around a message")
+        with Fields() as fields:
+            reference = fields.conversation("conversation_id", request.conversation_id)
+            limit = fields.page_size(request.page_size)
+            order = request.order_by or NEWEST_FIRST
+            if order not in ORDERS:
+                fields.reject("INVALID_ORDER_BY", "order_by", allowed=", ".join(ORDERS))
+            sender = fields.user("sender_id", request.sender_id, required=False)
+            external_id = fields.external_id("external_id", request.external_id)
+            roles = fields.enums("roles", request.roles, MessageRole)
+            statuses = fields.enums("statuses", request.statuses, MessageStatus)
+            created_after, created_before = fields.span(
+                request, after="created_after", before="created_before"
+            )
+            metadata = fields.metadata("metadata_contains", request.metadata_contains)
+
+        view = await self._lookups.live_view(request.conversation_id, reference, call)
+        require_reader(view)
+        binding = paging.binding(call, request, view["id"])
+        start, backwards = _place(self._page_tokens.open(request.page_token, binding))
+        sender_id = await self._lookups.user_id(sender)
+        async with self._store.snapshot() as snapshot:
+            rows, more = await snapshot.messages.list(
+                view,
+                after=start,
+                descending=(order == NEWEST_FIRST) != backwards,
+                limit=limit,
+                byte_limit=paging.MAX_RESPONSE_BYTES,
+                sender_id=sender_id,
+                external_id=external_id,
+                roles=roles,
+                statuses=statuses,
+                created_after=created_after,
+                created_before=created_before,
+                metadata_contains=metadata,
+            )
+
+        messages = paging.cut(map(wire.message, rows))
+        more = more or len(messages) < len(rows)
+        if backwards:
+            messages.reverse()
+        response = pb.ListMessagesResponse(messages=messages)
+        if messages and (more or backwards):
+            last = messages[-1].sequence
+            response.next_page_token = self._page_tokens.seal([last, "next"], binding)
+        # Before the very first page there is nothing yet; behind any other there is.
+        if messages and (more if backwards else start is not None):
+            first = messages[0].sequence
+            response.previous_page_token = self._page_tokens.seal([first, "previous"], binding)
+        return response
+
+    async def _with_senders(self, drafts: list[Named]) -> tuple[Draft, ...]:
+        """The drafts, with the users behind the usernames that name their senders."""
+        names = list({sender for _, sender in drafts if isinstance(sender, str)})
+        if not names:
+            return tuple(draft for draft, _ in drafts)
+        rows = await self._lookups.users(names)
+        ids = {name: row["id"] for name, row in zip(names, rows, strict=True) if row}
+        return tuple(
+            replace(draft, sender_id=ids.get(sender)) if isinstance(sender, str) else draft
+            for draft, sender in drafts
+        )
+
+    async def _append(self, item: Append, call: Call) -> list[pb.Message]:
+        """The messages appended, or those that the same request appended before."""
+        appended = await self._sender.append(item, call)
+        if not isinstance(appended, Replayed):
+            return [wire.appended(message, created_at) for message, created_at in appended]
+        call.mark_replayed()
+        # What somebody sent is its own, and stays whole for it wherever it is now.
+        view = {**WHOLE, "id": item.conversation_id}
+        async with self._store.snapshot() as snapshot:
+            rows = await snapshot.messages.find(
+                [(view, appended.sequence + n) for n in range(appended.count)]
+            )
+        return [wire.message(row) for row in rows if row is not None]
+
+
+def _place(position: Position | None) -> tuple[int | None, bool]:
+    """The sequence beyond which a page lies, and whether it lies on the side of the first page."""
+    return (int(position[0]), position[1] == "previous") if position else (None, False)

@@ -1,0 +1,76 @@
+"""Every setting, its default and its meaning, once.
+
+Each is an environment variable `PARLEY_<NAME>` and a flag of `parley serve` of the same name. The
+flag wins.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What `parley serve` needs to know."""
+
+    model_config = SettingsConfigDict(env_prefix="PARLEY_", extra="ignore")
+
+    address: str = Field("127.0.0.1:50051", description="Where to listen: HOST:PORT.")
+    database_url: str = Field(
+        "",
+        description="PostgreSQL 18 to use: postgresql://… . Empty: an embedded one.",
+        repr=False,
+    )
+    data_dir: Path = Field(
+        Path(".parley"), description="Holds the embedded PostgreSQL and the development token."
+    )
+    plaintext_behind_mesh: bool = Field(
+        False,
+        description="Listen beyond this machine without TLS, because something in front has it.",
+    )
+    pool_size: int = Field(10, ge=2, le=200, description="Database connections of this process.")
+    drain_seconds: float = Field(
+        20.0, ge=0, le=300, description="How long calls may go on after SIGTERM."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log lines to write."
+    )
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="How: auto is console on a terminal, else one JSON object a line."
+    )
+
+    @property
+    def host(self) -> str:
+        return self.address.rpartition(":")[0]
+
+    @property
+    def is_loopback(self) -> bool:
+        return self.host in ("127.0.0.1", "localhost", "[::1]") or self.host.startswith("127.")
+
+    @property
+    def token_file(self) -> Path:
+        return self.data_dir / "token"
+
+
+class ConfigurationError(Exception):
+    """A setting that cannot be right; the text is one line for the operator."""
+
+
+def load(**flags: Any) -> Settings:
+    """The settings of the environment, with the flags that were given over them."""
+    try:
+        given = {name: value for name, value in flags.items() if value is not None}
+        settings = Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "_".join(str(part) for part in first["loc"]).upper()
+        raise ConfigurationError(f"PARLEY_{name}: {first['msg']}") from None
+    if not settings.address.rpartition(":")[2].isdigit() or not settings.host:
+        raise ConfigurationError(f"PARLEY_ADDRESS: '{settings.address}' is not HOST:PORT.")
+    if not settings.is_loopback and not settings.plaintext_behind_mesh:
+        raise ConfigurationError(
+            f"PARLEY_ADDRESS: {settings.address} can be reached from other machines, and this "
+            "version has no TLS of its own: listen on 127.0.0.1, or say --plaintext-behind-mesh."
+        )
+    return settings

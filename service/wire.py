@@ -1,0 +1,297 @@
+"""The border: one function a resource in each direction. Ids are UUID inside and str outside, times
+are `…_at` inside and `…_time` outside, metadata is JSON text inside and a Struct outside.
+"""
+
+import json
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, TypeVar
+from uuid import UUID
+
+from google.protobuf.struct_pb2 import ListValue, Struct, Value
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from parley.v1 import conversation_pb2, message_pb2, participant_pb2, user_pb2
+from service.domain import (
+    MessageRole,
+    MessageStatus,
+    ParticipantRole,
+    ParticipantStatus,
+    UserKind,
+)
+from service.fields import EPOCH, Fields
+from service.identity import Actor
+from service.repositories.base import Row
+from service.rules.etags import etag_of
+from service.rules.messages import Draft, Numbered
+
+
+def _numbers(kind: type[StrEnum]) -> dict[str, Any]:
+    """Each value's protobuf number: the position in its enum, from 1."""
+    return {value: number for number, value in enumerate(kind, start=1)}
+
+
+USER_KIND = _numbers(UserKind)
+MESSAGE_ROLE = _numbers(MessageRole)
+MESSAGE_STATUS = _numbers(MessageStatus)
+PARTICIPANT_ROLE = _numbers(ParticipantRole)
+PARTICIPANT_STATUS = _numbers(ParticipantStatus)
+
+
+# Out
+
+
+def user(row: Row, actor: Actor | None) -> user_pb2.User:
+    """The whole user for the system and for itself; for anybody else, whom it sees."""
+    seen = user_pb2.User(
+        id=str(row["id"]),
+        username=row["username"],
+        full_name=row["full_name"],
+        kind=USER_KIND[row["kind"]],
+    )
+    if actor and actor.id != row["id"]:
+        return seen
+    seen.email = row["email"] or ""
+    seen.is_active = row["is_active"]
+    seen.is_verified = row["is_verified"]
+    _metadata(seen, row)
+    seen.external_id = row["external_id"] or ""
+    seen.etag = etag_of(row["id"], row["revision"])
+    _times(seen, row)
+    return seen
+
+
+def conversation(row: Row) -> conversation_pb2.Conversation:
+    """What the asker sees of a conversation, by its standing there (`status`, `joined_at`)."""
+    seen = conversation_pb2.Conversation(id=str(row["id"]), title=row["title"])
+    if row["deleted_at"]:
+        _time(seen.delete_time, row["deleted_at"])
+    if row["actor_id"] is not None and row["status"] != ParticipantStatus.JOINED:
+        if row["status"] == ParticipantStatus.INVITED:
+            seen.creator_id = str(row["creator_id"])
+        if row["joined_at"]:
+            seen.slug = row["slug"]
+            seen.last_sequence = row["final_sequence"]
+        return seen
+    seen.slug = row["slug"]
+    seen.creator_id = str(row["creator_id"])
+    seen.is_active = row["is_active"]
+    seen.members_may_invite = row["members_may_invite"]
+    seen.is_direct = row["is_direct"]
+    _metadata(seen, row)
+    seen.external_id = row["external_id"] or ""
+    seen.last_sequence = row["last_sequence"]
+    seen.version = row["version"]
+    seen.participant_count = row["participant_count"]
+    seen.total_tokens_used = row["total_tokens_used"]
+    if row["last_activity_at"]:
+        _time(seen.last_activity_time, row["last_activity_at"])
+    seen.etag = etag_of(row["id"], row["revision"])
+    _times(seen, row)
+    return seen
+
+
+def participant(row: Row) -> participant_pb2.Participant:
+    seen = participant_pb2.Participant(
+        conversation_id=str(row["conversation_id"]),
+        user_id=str(row["user_id"]),
+        username=row["username"],
+        status=PARTICIPANT_STATUS[row["status"]],
+        role=PARTICIPANT_ROLE[row["role"]],
+        invited_by_user_id=_id(row["invited_by_user_id"]),
+        initial_message_id=_id(row["initial_message_id"]),
+        status_actor_id=_id(row["status_actor_id"]),
+        status_reason=row["status_reason"],
+        visible_from_sequence=row["visible_from_sequence"],
+        visible_to_sequence=row["visible_to_sequence"],
+        last_read_sequence=row["last_read_sequence"],
+        # The pair is the key; the etag is bound to the user's half of it.
+        etag=etag_of(row["user_id"], row["revision"]),
+    )
+    for time, at in (("join_time", "joined_at"), ("leave_time", "left_at")):
+        if row[at]:
+            _time(getattr(seen, time), row[at])
+    _time(seen.status_time, row["status_at"])
+    _time(seen.create_time, row["created_at"])
+    _time(seen.update_time, row["updated_at"])
+    return seen
+
+
+def message(row: Row) -> message_pb2.Message:
+    """A stored message; of a deleted one, that it was there."""
+    seen = message_pb2.Message(
+        id=str(row["id"]),
+        conversation_id=str(row["conversation_id"]),
+        sequence=row["sequence"],
+        sender_id=_id(row["sender_id"]),
+        role=MESSAGE_ROLE[row["role"]],
+        status=MESSAGE_STATUS[row["status"]],
+        tokens_used=row["tokens_used"],
+        input_tokens=row["input_tokens"],
+        output_tokens=row["output_tokens"],
+        model=row["model"],
+        reply_to_message_id=_id(row["reply_to_message_id"]),
+        parent_message_id=_id(row["parent_message_id"]),
+        external_id=row["external_id"] or "",
+        revision=row["revision"],
+        etag=etag_of(row["id"], row["revision"]),
+    )
+    if row["sent_at"]:
+        _time(seen.sent_time, row["sent_at"])
+    if row["deleted_at"] is None:
+        seen.content = row["content"]
+        _metadata(seen, row)
+    _times(seen, row)
+    return seen
+
+
+def appended(numbered: Numbered, created_at: datetime | None) -> message_pb2.Message:
+    """A message just appended, without reading it back; the would-be one of a dry run has no
+    time, and neither id nor sequence.
+    """
+    draft = numbered.draft
+    seen = message_pb2.Message(
+        conversation_id=str(numbered.conversation_id),
+        sender_id=_id(draft.sender_id),
+        role=MESSAGE_ROLE[draft.role],
+        status=MESSAGE_STATUS[MessageStatus.COMPLETE],
+        content=draft.content,
+        tokens_used=draft.tokens_used,
+        input_tokens=draft.input_tokens,
+        output_tokens=draft.output_tokens,
+        model=draft.model,
+        reply_to_message_id=_id(numbered.reply_to_message_id),
+        parent_message_id=_id(numbered.parent_message_id),
+        external_id=draft.external_id or "",
+        revision=1,
+    )
+    if draft.metadata != "{}":
+        _fill(seen.metadata, json.loads(draft.metadata))
+    if draft.sent_at:
+        _time(seen.sent_time, draft.sent_at)
+    if created_at:
+        seen.id = str(numbered.id)
+        seen.sequence = numbered.sequence
+        seen.etag = etag_of(numbered.id, 1)
+        _time(seen.create_time, created_at)
+        _time(seen.update_time, created_at)
+    return seen
+
+
+def sent_message(message: message_pb2.Message) -> message_pb2.SentMessage:
+    """A message without its content: the answer to a batch must not outgrow a response."""
+    return message_pb2.SentMessage(
+        id=message.id,
+        sequence=message.sequence,
+        etag=message.etag,
+        create_time=message.create_time if message.HasField("create_time") else None,
+    )
+
+
+ResourceT = TypeVar("ResourceT", user_pb2.User, conversation_pb2.Conversation, message_pb2.Message)
+
+
+def unmade(resource: ResourceT) -> ResourceT:
+    """The resource that a dry run would have made: without what only making it gives."""
+    resource.ClearField("id")
+    resource.ClearField("etag")
+    resource.ClearField("create_time")
+    resource.ClearField("update_time")
+    return resource
+
+
+def _id(id: UUID | None) -> str:
+    return str(id) if id else ""
+
+
+def _time(to: Timestamp, at: datetime) -> None:
+    elapsed = at - EPOCH
+    to.seconds = elapsed.days * 86_400 + elapsed.seconds
+    to.nanos = elapsed.microseconds * 1_000
+
+
+def _times(to: Any, row: Row) -> None:
+    _time(to.create_time, row["created_at"])
+    _time(to.update_time, row["updated_at"])
+    if row["deleted_at"]:
+        _time(to.delete_time, row["deleted_at"])
+
+
+def _metadata(to: Any, row: Row) -> None:
+    if row["metadata"] != "{}":
+        _fill(to.metadata, json.loads(row["metadata"]))
+
+
+def _fill(to: Struct, plain: dict[str, Any]) -> None:
+    for key, item in plain.items():
+        _fill_value(to.fields[key], item)
+
+
+def _fill_value(to: Value, item: Any) -> None:
+    if item is None:
+        to.null_value = 0  # type: ignore[assignment]
+    elif isinstance(item, bool):
+        to.bool_value = item
+    elif isinstance(item, str):
+        to.string_value = item
+    elif isinstance(item, int | float):
+        to.number_value = item
+    elif isinstance(item, dict):
+        to.struct_value.SetInParent()
+        _fill(to.struct_value, item)
+    else:
+        to.list_value.SetInParent()
+        _fill_list(to.list_value, item)
+
+
+def _fill_list(to: ListValue, items: list[Any]) -> None:
+    for item in items:
+        _fill_value(to.values.add(), item)
+
+
+# In
+
+
+def draft(
+    fields: Fields,
+    request: message_pb2.SendMessageRequest | message_pb2.NewMessage,
+    *,
+    actor: Actor | None,
+    at: str = "",
+) -> tuple[Draft, UUID | str | None]:
+    """A message to append, and its sender as named: an id or a username to look up."""
+    sender = fields.user(f"{at}sender_id", request.sender_id, required=False)
+    role = fields.enum(f"{at}role", request.role, MessageRole)
+    if role is MessageRole.USER and request.role and not request.sender_id and not actor:
+        fields.reject("REQUIRED", f"{at}sender_id")
+    content = fields.content(f"{at}content", request.content)
+    metadata = fields.metadata(f"{at}metadata", request.metadata)
+    if actor and not content and metadata == "{}":
+        fields.reject("REQUIRED", f"{at}content")
+    used, given, made = (
+        fields.count(f"{at}{name}", request, name)
+        for name in ("tokens_used", "input_tokens", "output_tokens")
+    )
+    if used is None and (given is not None or made is not None):
+        used = (given or 0) + (made or 0)
+        if used > 2**31 - 1:
+            fields.reject("OUT_OF_BOUNDS", f"{at}output_tokens", min=0, max=2**31 - 1)
+    return (
+        Draft(
+            field=at,
+            sender=request.sender_id,
+            sender_id=actor.id if actor else sender if isinstance(sender, UUID) else None,
+            role=role,
+            content=content,
+            metadata=metadata,
+            tokens_used=used,
+            input_tokens=given,
+            output_tokens=made,
+            model=fields.line(f"{at}model", request.model, limit=128),
+            reply_to=fields.optional_message_key(request, "reply_to", at),
+            parent=fields.optional_message_key(request, "parent", at),
+            sent_at=fields.sent_time(f"{at}sent_time", request),
+            external_id=fields.external_id(f"{at}external_id", request.external_id),
+        ),
+        sender,
+    )

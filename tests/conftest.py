@@ -1,0 +1,82 @@
+"""A real PostgreSQL, migrated; a real server; a real channel. Tables are emptied between tests."""
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import asyncpg
+import grpc
+import pytest
+import pytest_asyncio
+import uvloop
+
+from service import schema
+from service.embedded import EmbeddedPostgres
+from service.server import Server
+from service.settings import load
+
+from .make import Client
+
+# Newest first, so that whatever points at a row goes before the row.
+TABLES = ("events", "requests", "messages", "participants", "conversations", "users")
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], uvloop.Loop]]:
+    """The loop that the server runs on."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest_asyncio.fixture(scope="session")
+async def postgres(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedPostgres]:
+    embedded = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"))
+    await embedded.start()
+    await schema.migrate(embedded.url)
+    yield embedded
+    await embedded.stop()
+
+
+@pytest_asyncio.fixture(scope="session")
+async def database(postgres: EmbeddedPostgres) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of the test's own, to look behind the service and to empty its tables."""
+    connection = await asyncpg.connect(postgres.url.replace("postgresql+asyncpg", "postgresql"))
+    yield connection
+    await connection.close()
+
+
+@pytest_asyncio.fixture(scope="session")
+async def server(
+    postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Server]:
+    settings = load(address="127.0.0.1:0", data_dir=tmp_path_factory.mktemp("data"))
+    server = Server(settings, postgres.url)
+    server.bind()
+    await server.start()
+    await server.readiness.ready.wait()
+    yield server
+    await server.stop()
+
+
+@pytest_asyncio.fixture(scope="session")
+async def channel(server: Server) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        yield channel
+
+
+@pytest_asyncio.fixture
+async def parley(
+    server: Server, channel: grpc.aio.Channel, database: asyncpg.Connection
+) -> AsyncIterator[Client]:
+    """The system's client: a token with every scope, no actor."""
+    assert server.token
+    yield Client(channel, server.token)
+    # participants and messages point at each other.
+    await database.execute("UPDATE participants SET initial_message_id = NULL")
+    await database.execute("; ".join(f"DELETE FROM {table}" for table in TABLES))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real conversations, where the machine has them."""
+    folder = Path(__file__).parent.parent.parent / "shared" / "data"
+    if not (folder / "small.jsonl.gz").exists():
+        pytest.skip("no shared/data beside the project")
+    return folder

@@ -1,0 +1,185 @@
+"""Arrange in one line: a client of the service, and the things that tests talk about."""
+
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+from uuid import uuid4
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+from parley.v1 import (
+    conversation_pb2,
+    conversation_pb2_grpc,
+    event_pb2_grpc,
+    message_pb2,
+    message_pb2_grpc,
+    participant_pb2,
+    participant_pb2_grpc,
+    user_pb2,
+    user_pb2_grpc,
+)
+
+User = user_pb2.User
+Conversation = conversation_pb2.Conversation
+Participant = participant_pb2.Participant
+Message = message_pb2.Message
+
+HUMAN, AGENT = User.KIND_HUMAN, User.KIND_AGENT
+OWNER, MODERATOR = Participant.ROLE_OWNER, Participant.ROLE_MODERATOR
+MEMBER, OBSERVER = Participant.ROLE_MEMBER, Participant.ROLE_OBSERVER
+USER, ASSISTANT = Message.ROLE_USER, Message.ROLE_ASSISTANT
+SYSTEM, TOOL = Message.ROLE_SYSTEM, Message.ROLE_TOOL
+
+
+class Stub:
+    """A generated stub whose calls carry the client's credentials and actor."""
+
+    def __init__(self, stub: Any, metadata: Sequence[tuple[str, str | bytes]]) -> None:
+        self._stub = stub
+        self._metadata = metadata
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._stub, name)
+
+        def call(request: Any, **options: Any) -> Any:
+            options.setdefault("metadata", self._metadata)
+            options.setdefault("timeout", 20)
+            return method(request, **options)
+
+        return call
+
+
+class Client:
+    """What a service of somebody else's is to Parley: a channel, a token, perhaps an actor."""
+
+    def __init__(
+        self, channel: grpc.aio.Channel, token: str, actor: str | bytes | None = None
+    ) -> None:
+        self.channel = channel
+        self.token = token
+        metadata: list[tuple[str, str | bytes]] = [("authorization", f"Bearer {token}")]
+        if isinstance(actor, bytes):
+            metadata.append(("x-parley-actor-bin", actor))
+        elif actor:
+            metadata.append(("x-parley-actor", actor))
+        self.metadata = tuple(metadata)
+        self.users = Stub(user_pb2_grpc.UserServiceStub(channel), self.metadata)
+        self.conversations = Stub(
+            conversation_pb2_grpc.ConversationServiceStub(channel), self.metadata
+        )
+        self.participants = Stub(
+            participant_pb2_grpc.ParticipantServiceStub(channel), self.metadata
+        )
+        self.messages = Stub(message_pb2_grpc.MessageServiceStub(channel), self.metadata)
+        self.events = Stub(event_pb2_grpc.EventServiceStub(channel), self.metadata)
+
+    def acting_as(self, user: User | str | bytes) -> Self:
+        """The same client for an end user."""
+        return type(self)(self.channel, self.token, user.id if isinstance(user, User) else user)
+
+    # Arrange
+
+    async def user(self, username: str = "", **values: Any) -> User:
+        """A user; a made-up username where none is given."""
+        user = User(username=username or f"user-{uuid4().hex[:12]}", **values)
+        response = await self.users.CreateUser(user_pb2.CreateUserRequest(user=user))
+        return response.user  # type: ignore[no-any-return]
+
+    async def conversation(
+        self,
+        creator: User,
+        *members: User,
+        invited: Sequence[User] = (),
+        first: str = "",
+        **values: Any,
+    ) -> Conversation:
+        """A conversation of the creator with members, invitees, and a first message by it."""
+        request = conversation_pb2.CreateConversationRequest(
+            conversation=Conversation(creator_id=creator.id, **values),
+            participants=[participant_pb2.NewParticipant(user_id=user.id) for user in members],
+            invitations=[participant_pb2.NewParticipant(user_id=user.id) for user in invited],
+        )
+        if first:
+            request.initial_message.CopyFrom(
+                message_pb2.NewMessage(sender_id=creator.id, role=USER, content=first)
+            )
+        response = await self.conversations.CreateConversation(request)
+        return response.conversation  # type: ignore[no-any-return]
+
+    async def message(
+        self, conversation: Conversation, sender: User, content: str = "hello", **values: Any
+    ) -> Message:
+        """A message sent by the system in the sender's name."""
+        values.setdefault("role", USER)
+        request = message_pb2.SendMessageRequest(
+            conversation_id=conversation.id, sender_id=sender.id, content=content, **values
+        )
+        return (await self.messages.SendMessage(request)).message  # type: ignore[no-any-return]
+
+    async def all_messages(self, conversation: Conversation, **filters: Any) -> list[Message]:
+        """Every message of the conversation, oldest first, page by page."""
+        found: list[Message] = []
+        token = ""
+        while True:
+            page = await self.messages.ListMessages(
+                message_pb2.ListMessagesRequest(
+                    conversation_id=conversation.id,
+                    order_by="sequence",
+                    page_size=1000,
+                    page_token=token,
+                    **filters,
+                )
+            )
+            found += page.messages
+            token = page.next_page_token
+            if not token:
+                return found
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a caller can see of an error."""
+
+    code: str
+    message: str
+    reason: str = ""
+    known: dict[str, str] = field(default_factory=dict)
+    # Field by field: its reason.
+    violations: dict[str, str] = field(default_factory=dict)
+    resource: tuple[str, str] | None = None
+    precondition: str = ""
+    retry_seconds: float | None = None
+    trailers: dict[str, str | bytes] = field(default_factory=dict)
+
+
+async def failure(call: Awaitable[Any]) -> Failure:
+    """The error of a call that must fail."""
+    try:
+        response = await call
+    except grpc.aio.AioRpcError as error:
+        return failure_of(error)
+    raise AssertionError(f"the call succeeded: {response}")
+
+
+def failure_of(error: grpc.aio.AioRpcError) -> Failure:
+    trailers = {key: value for key, value in error.trailing_metadata() or ()}
+    values: dict[str, Any] = {}
+    status = status_pb2.Status.FromString(trailers.get("grpc-status-details-bin", b""))
+    for detail in status.details:
+        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            info = error_details_pb2.ErrorInfo.FromString(detail.value)
+            assert info.domain == "parley.v1"
+            values.update(reason=info.reason, known=dict(info.metadata))
+        elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            bad = error_details_pb2.BadRequest.FromString(detail.value)
+            values["violations"] = {each.field: each.reason for each in bad.field_violations}
+        elif detail.Is(error_details_pb2.ResourceInfo.DESCRIPTOR):
+            resource = error_details_pb2.ResourceInfo.FromString(detail.value)
+            values["resource"] = (resource.resource_type, resource.resource_name)
+        elif detail.Is(error_details_pb2.PreconditionFailure.DESCRIPTOR):
+            broken = error_details_pb2.PreconditionFailure.FromString(detail.value)
+            values["precondition"] = broken.violations[0].type
+        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            retry = error_details_pb2.RetryInfo.FromString(detail.value)
+            values["retry_seconds"] = retry.retry_delay.ToMilliseconds() / 1000
+    return Failure(error.code().name, error.details() or "", trailers=trailers, **values)
