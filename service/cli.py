@@ -2,7 +2,9 @@
 
 import asyncio
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,6 +12,7 @@ import uvloop
 
 from service import logs, schema
 from service.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from service.importer import ImportFailedError, Report, import_files
 from service.server import Server, until_signal
 from service.settings import ConfigurationError, Settings, load
 
@@ -115,3 +118,50 @@ def migrate(revision: str, **flags: Any) -> None:
     except (ConfigurationError, schema.MigrationFailed) as error:
         click.echo(f"parley: {error}", err=True)
         sys.exit(FAILED)
+
+
+@main.command(name="import")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False))
+@setting_flags("address", "data_dir")
+@click.option(
+    "--token",
+    default=None,
+    help="A caller's token; else the one in the data folder. [PARLEY_TOKEN]",
+    envvar="PARLEY_TOKEN",
+)
+def import_(files: tuple[Path, ...], token: str | None, **flags: Any) -> None:
+    """Import conversations from FILES (.jsonl, .jsonl.gz) into the server that is running."""
+    try:
+        settings = load(**flags)
+        started = time.monotonic()
+        report = asyncio.run(
+            import_files(files, address=settings.address, token=token or _token(settings))
+        )
+        click.echo(_summary(report, time.monotonic() - started))
+    except (ConfigurationError, ImportFailedError) as error:
+        click.echo(f"parley: {error}", err=True)
+        sys.exit(FAILED)
+    except (OSError, EOFError) as error:
+        click.echo(f"parley: cannot read the files: {error}", err=True)
+        sys.exit(FAILED)
+    for failure in report.failures:
+        click.echo(f"parley: {failure}", err=True)
+    sys.exit(1 if report.failures else 0)
+
+
+def _token(settings: Settings) -> str:
+    try:
+        return settings.token_file.read_text().strip()
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"PARLEY_TOKEN: set it; there is no {settings.token_file}, because no server has "
+            "started there."
+        ) from None
+
+
+def _summary(report: Report, seconds: float) -> str:
+    known = f"{report.known_conversations:,} conversations with {report.known_messages:,} messages"
+    return (
+        f"Imported {report.conversations:,} conversations, {report.messages:,} messages and "
+        f"{report.users:,} users in {seconds:.1f} s; {known} were there already."
+    )

@@ -1,0 +1,60 @@
+# What this project can do. `make` alone lists it.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check lint format protos types lock clean
+
+help:  ## list what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: .venv/run  ## serve on 127.0.0.1:50051, with an embedded PostgreSQL unless PARLEY_DATABASE_URL is set
+	@$(BIN)/parley serve
+
+test: .venv/dev  ## run the tests: real server, real channel, real PostgreSQL
+	@$(BIN)/pytest
+
+check: lint types test  ## all that CI does
+
+lint: .venv/dev  ## style of the code and of the protos, and that the generated Python is theirs
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/python scripts/protos.py --check
+
+types: .venv/dev  ## strict type checking of everything written by hand
+	@$(BIN)/mypy
+
+format: .venv/dev  ## put code and protos into their form
+	@$(BIN)/ruff check --fix --quiet || true
+	@$(BIN)/ruff format
+	@$(BIN)/buf format -w protos
+
+protos: .venv/dev  ## generate the Python of the protos
+	@$(BIN)/python scripts/protos.py
+
+# Exact versions with their hashes; no address of any index.
+lock: .venv/dev  ## resolve the dependencies anew into requirements*.lock
+	@scripts/lock
+
+clean:  ## forget the virtual environment and what tools left behind
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# One environment; running needs less of it than working does.
+.venv/run: requirements.lock pyproject.toml
+	@echo "Setting up .venv …"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Parley needs Python 3.11 or newer: make PYTHON=…")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/dev: requirements-dev.lock .venv/run
+	@echo "Setting up the tools …"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@$(GRPCURL) || echo "No grpcurl: the README's calls are tested by buf curl."
+	@touch $@
+
+# What people debug with; built where Go is, done without elsewhere.
+GRPCURL := command -v grpcurl >/dev/null || { command -v go >/dev/null && \
+	GOBIN=$(CURDIR)/$(BIN) timeout 300 go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3 2>/dev/null; }

@@ -1,0 +1,384 @@
+"""`parley import`: conversations from files into a running server, over gRPC like anybody else.
+
+A file holds one conversation a line (`.jsonl`, `.jsonl.gz`): see docs/import.md. Running it again
+changes nothing: a conversation is found by its external_id, and continued where an earlier run was
+cut off. Each batch carries the sequence at which it must begin and a request_id of its own, so it
+can be repeated blindly, and somebody else's message in between is noticed.
+"""
+
+import asyncio
+import gzip
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, TypeVar, cast
+
+import grpc
+from google.protobuf.message import Message as ProtoMessage
+from google.rpc import error_details_pb2, status_pb2
+from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from parley.v1 import (
+    conversation_pb2,
+    conversation_pb2_grpc,
+    message_pb2,
+    message_pb2_grpc,
+    participant_pb2,
+    user_pb2,
+    user_pb2_grpc,
+)
+
+MAX_CHUNK_MESSAGES = 500
+# Below the 3 MiB of a batch, with room for everything that is not content.
+MAX_CHUNK_BYTES = 1 << 20
+MAX_NAMES = 500
+CONCURRENCY = 8
+CALL_SECONDS = 30.0
+ATTEMPTS = 8
+# Certain or likely to succeed if repeated; each call can be.
+REPEATABLE = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.UNKNOWN,
+)
+
+ResponseT = TypeVar("ResponseT", bound=ProtoMessage)
+
+
+class SourceParticipant(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    username: str
+    full_name: str | None = None
+
+
+class SourceMessage(BaseModel):
+    """One message. `reply_to` is the place of an earlier message, counted from 0."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    sender: str
+    role: Literal["user", "assistant", "system", "tool"]
+    content: str
+    metadata: dict[str, Any] = {}
+    sent_at: datetime | None = None
+    reply_to: int | None = None
+
+
+class SourceConversation(BaseModel):
+    """One line of a file."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    source: str
+    source_id: str
+    title: str = ""
+    participants: list[SourceParticipant]
+    messages: list[SourceMessage]
+
+
+class ImportFailedError(Exception):
+    """The import cannot go on; the text is one line that says why."""
+
+
+class _RefusedError(Exception):
+    """One conversation cannot be imported; the others can."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What came of an import."""
+
+    users: int = 0
+    conversations: int = 0
+    messages: int = 0
+    known_conversations: int = 0
+    known_messages: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+async def import_files(paths: Iterable[Path], *, address: str, token: str) -> Report:
+    """Import the files in order, several conversations at a time, showing progress."""
+    report = Report()
+    async with grpc.aio.insecure_channel(address) as channel:
+        target = Importer(channel, token, report)
+        with _progress(list(paths)) as lines:
+            await _in_parallel(lines, target.conversation, report)
+    return report
+
+
+class Importer:
+    """Puts conversations into a server, making the users that they need."""
+
+    def __init__(self, channel: grpc.aio.Channel, token: str, report: Report) -> None:
+        self._metadata = (("authorization", f"Bearer {token}"),)
+        self._users = user_pb2_grpc.UserServiceStub(channel)
+        self._conversations = conversation_pb2_grpc.ConversationServiceStub(channel)
+        self._messages = message_pb2_grpc.MessageServiceStub(channel)
+        self._report = report
+        # Usernames known to exist, or being made.
+        self._known: dict[str, asyncio.Task[None]] = {}
+
+    async def conversation(self, external_id: str, source: SourceConversation) -> None:
+        """One conversation with all that belongs to it; only what is missing of it."""
+        await self._ensure_users(source)
+        id, stored = await self._ensure_conversation(external_id, source)
+        if 0 < stored < len(source.messages):
+            await self._require_prefix(id, stored, source)
+        self._report.known_messages += min(stored, len(source.messages))
+        for chunk in chunks(source.messages, stored):
+            await self._call(self._messages.BatchSendMessages, _batch(id, chunk, source.messages))
+            self._report.messages += len(chunk)
+
+    async def _ensure_users(self, source: SourceConversation) -> None:
+        new = [each for each in source.participants if each.username not in self._known]
+        if new:
+            making = asyncio.create_task(self._make_users(new, _agents(source)))
+            self._known.update((participant.username, making) for participant in new)
+        await asyncio.gather(
+            *{self._known[participant.username] for participant in source.participants}
+        )
+
+    async def _make_users(self, people: list[SourceParticipant], agents: set[str]) -> None:
+        missing: set[str] = set()
+        for start in range(0, len(people), MAX_NAMES):
+            names = [person.username for person in people[start : start + MAX_NAMES]]
+            request = user_pb2.BatchGetUsersRequest(user_ids=names)
+            missing.update((await self._call(self._users.BatchGetUsers, request)).missing_user_ids)
+        for person in people:
+            if person.username in missing:
+                await self._make_user(person, is_agent=person.username in agents)
+                missing.discard(person.username)
+
+    async def _make_user(self, person: SourceParticipant, *, is_agent: bool) -> None:
+        user = user_pb2.User(
+            username=person.username,
+            full_name=person.full_name or "",
+            kind=user_pb2.User.KIND_AGENT if is_agent else user_pb2.User.KIND_HUMAN,
+        )
+        try:
+            await self._call(self._users.CreateUser, user_pb2.CreateUserRequest(user=user))
+            self._report.users += 1
+        except _CallError as error:
+            # Made by somebody else meanwhile, or by a call whose answer was lost.
+            if error.reason != "USERNAME_TAKEN":
+                raise
+
+    async def _ensure_conversation(
+        self, external_id: str, source: SourceConversation
+    ) -> tuple[str, int]:
+        """The conversation's id, and how many messages it has."""
+        creator, *others = dict.fromkeys(each.username for each in source.participants)
+        request = conversation_pb2.CreateConversationRequest(
+            conversation=conversation_pb2.Conversation(
+                title=source.title, external_id=external_id, creator_id=creator
+            ),
+            participants=[participant_pb2.NewParticipant(user_id=name) for name in others],
+        )
+        try:
+            made = await self._call(self._conversations.CreateConversation, request)
+            self._report.conversations += 1
+            return made.conversation.id, 0
+        except _CallError as error:
+            if error.reason != "EXTERNAL_ID_TAKEN":
+                raise
+            get = conversation_pb2.GetConversationRequest(conversation_id=error.resource)
+        found = (await self._call(self._conversations.GetConversation, get)).conversation
+        self._report.known_conversations += 1
+        return found.id, found.last_sequence
+
+    async def _require_prefix(self, id: str, stored: int, source: SourceConversation) -> None:
+        """Raise unless what is stored is the beginning of what is to be imported."""
+        request = message_pb2.GetMessageRequest(conversation_id=id, sequence=stored)
+        last = (await self._call(self._messages.GetMessage, request)).message
+        if last.content != source.messages[stored - 1].content:
+            raise _RefusedError(f"message {stored} is another one there: somebody wrote to it")
+
+    async def _call(
+        self, method: Callable[..., Awaitable[ResponseT]], request: ProtoMessage
+    ) -> ResponseT:
+        """Call, and call again while that may help."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return await method(request, metadata=self._metadata, timeout=CALL_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                    raise ImportFailedError(f"{error.details()} Is PARLEY_TOKEN right?") from None
+                if error.code() not in REPEATABLE:
+                    raise _CallError(error) from None
+                if attempt == ATTEMPTS:
+                    raise ImportFailedError(
+                        f"the server does not answer: {error.details()}"
+                    ) from None
+                await asyncio.sleep(min(0.1 * 2**attempt, 3.0))
+        raise AssertionError("unreachable")
+
+
+class _CallError(_RefusedError):
+    """A call that was refused: its reason, and the record that the refusal names."""
+
+    def __init__(self, error: grpc.aio.AioRpcError) -> None:
+        super().__init__(error.details())
+        self.reason = self.resource = ""
+        # grpc.aio's Metadata is a mapping to look at, but not to copy from: go by its pairs.
+        trailers = {key: value for key, value in error.trailing_metadata() or ()}  # noqa: C416
+        status = status_pb2.Status.FromString(trailers.get("grpc-status-details-bin", b""))
+        for detail in status.details:
+            if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+                self.reason = error_details_pb2.ErrorInfo.FromString(detail.value).reason
+            elif detail.Is(error_details_pb2.ResourceInfo.DESCRIPTOR):
+                info = error_details_pb2.ResourceInfo.FromString(detail.value)
+                self.resource = info.resource_name
+
+
+def chunks(messages: list[SourceMessage], start: int) -> Iterator[range]:
+    """The places from `start` on, cut into batches that one call may carry."""
+    begin, size = start, 0
+    for place in range(start, len(messages)):
+        weight = len(messages[place].content.encode()) + 512
+        if place > begin and (
+            place - begin == MAX_CHUNK_MESSAGES or size + weight > MAX_CHUNK_BYTES
+        ):
+            yield range(begin, place)
+            begin, size = place, 0
+        size += weight
+    if begin < len(messages):
+        yield range(begin, len(messages))
+
+
+def _batch(
+    id: str, chunk: range, messages: list[SourceMessage]
+) -> message_pb2.BatchSendMessagesRequest:
+    request = message_pb2.BatchSendMessagesRequest(
+        conversation_id=id,
+        expected_last_sequence=chunk.start,
+        request_id=f"import-{chunk.start}",
+    )
+    for place in chunk:
+        source = messages[place]
+        message = request.messages.add(
+            sender_id=source.sender,
+            role=message_pb2.Message.Role.Value(f"ROLE_{source.role.upper()}"),
+            content=source.content,
+        )
+        if source.metadata:
+            message.metadata.update(source.metadata)
+        if source.sent_at:
+            message.sent_time.FromDatetime(source.sent_at)
+        if source.reply_to is not None:
+            message.reply_to_sequence = source.reply_to + 1
+    return request
+
+
+def _agents(source: SourceConversation) -> set[str]:
+    """Those who answer or call tools here, and never speak as a user."""
+    roles: dict[str, set[str]] = {}
+    for message in source.messages:
+        roles.setdefault(message.sender, set()).add(message.role)
+    return {
+        name
+        for name, spoken in roles.items()
+        if spoken & {"assistant", "tool"} and "user" not in spoken
+    }
+
+
+# Reading
+
+# Where a line stands, and the line.
+Line = tuple[str, bytes]
+
+
+async def _in_parallel(
+    lines: Iterable[Line],
+    work: Callable[[str, SourceConversation], Awaitable[None]],
+    report: Report,
+) -> None:
+    """Several conversations at a time; one that is refused is noted, and the others go on."""
+    seen: Counter[str] = Counter()
+
+    async def one(place: str, line: bytes) -> None:
+        try:
+            source = SourceConversation.model_validate_json(line)
+            await work(external_id_of(source, seen), source)
+        except (_RefusedError, ValueError) as error:
+            report.failures.append(f"{place}: {_why(error)}")
+
+    # The file is read no faster than its conversations are taken.
+    running: set[asyncio.Task[None]] = set()
+    try:
+        for place, line in lines:
+            running.add(asyncio.create_task(one(place, line)))
+            if len(running) == CONCURRENCY:
+                running = await _any_of(running)
+        while running:
+            running = await _any_of(running)
+    finally:
+        for task in running:
+            task.cancel()
+
+
+async def _any_of(running: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
+    """Wait for one, and raise what it raised; returns the others."""
+    done, others = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+    return others
+
+
+def external_id_of(source: SourceConversation, seen: Counter[str]) -> str:
+    """Source and id; a second line that shares both is `#2`. Raises for one that cannot be."""
+    if not source.participants:
+        raise ValueError("it has no participants")
+    strangers = {each.sender for each in source.messages} - {
+        each.username for each in source.participants
+    }
+    if strangers:
+        raise ValueError(f"'{min(strangers)}' speaks, but is no participant")
+    name = f"{source.source}/{source.source_id}"
+    seen[name] += 1
+    return name if seen[name] == 1 else f"{name}#{seen[name]}"
+
+
+def _why(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else first["msg"]
+
+
+@contextmanager
+def _progress(paths: list[Path]) -> Iterator[Iterator[Line]]:
+    """The lines of all files, and a bar that follows how much of them was read."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as progress:
+        bar = progress.add_task("reading", total=sum(path.stat().st_size for path in paths))
+
+        def lines() -> Iterator[Line]:
+            done = 0
+            for path in paths:
+                progress.update(bar, description=path.name)
+                with path.open("rb") as raw, _plain(raw, path) as opened:
+                    for number, line in enumerate(opened, start=1):
+                        if line.strip():
+                            yield f"{path.name}:{number}", line
+                        progress.update(bar, completed=done + raw.tell())
+                    done += raw.tell()
+
+        yield lines()
+
+
+def _plain(raw: BinaryIO, path: Path) -> BinaryIO:
+    """The file's text, unpacked where its name says that it is packed."""
+    return cast(BinaryIO, gzip.open(raw)) if path.suffix == ".gz" else raw
