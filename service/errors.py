@@ -34,6 +34,7 @@ REASONS: dict[str, str] = {
     "INVALID_REQUEST_ID": "{field} must be 1 to 64 printable ASCII characters; a UUID is advised.",
     "INVALID_ETAG": "{field} was not issued by this service: take it from the resource.",
     "INVALID_ORDER_BY": "{field} must be one of: {allowed}.",
+    "INVALID_UPDATE_MASK": "{field} has a path '{path}': it may have {allowed}, or '*' for all.",
     "INVALID_PAGE_SIZE": "{field} must not be negative.",
     "INVALID_PAGE_TOKEN": "{field} was not issued by this service: start again without it.",
     "PAGE_TOKEN_MISMATCH": (
@@ -60,6 +61,7 @@ REASONS: dict[str, str] = {
     "USERNAME_TAKEN": "The username '{name}' is taken.",
     "EMAIL_TAKEN": "That e-mail address is taken.",
     "SLUG_TAKEN": "The slug '{name}' is taken.",
+    "NOT_DELETED": "'{name}' is not deleted: delete it first.",
     "EXTERNAL_ID_TAKEN": "The external_id '{external_id}' is taken by '{name}'.",
     # What may not be done, or not now.
     "PERMISSION_DENIED": "The actor may not do that here: {rule}.",
@@ -70,7 +72,10 @@ REASONS: dict[str, str] = {
     "CONVERSATION_ARCHIVED": "The conversation is archived (is_active is false): reactivate it.",
     "DIRECT_CONVERSATION": "That is not possible in a direct conversation of two.",
     "TOO_MANY_PARTICIPANTS": "The conversation would have more than {limit} participants.",
-    "LAST_OWNER": "The last owner needs a successor: name one in successor_user_id.",
+    "LAST_OWNER": (
+        "Whoever is joined needs an owner: make somebody else OWNER first; "
+        "who leaves may name a successor_user_id."
+    ),
     "INVALID_STATE_TRANSITION": (
         "That is not possible for a participant who is {current_status}; "
         "it is for one who is: {allowed}."
@@ -78,6 +83,7 @@ REASONS: dict[str, str] = {
     "REQUEST_ID_REUSED": "request_id was used for another request: choose a new one.",
     "ETAG_MISMATCH": "The resource has changed: read it again and repeat with its etag.",
     "SEQUENCE_MISMATCH": "expected_last_sequence is stale: the last sequence is {last_sequence}.",
+    "READ_PAST_END": "{field} is beyond the last message, number {last_sequence}.",
     "NOT_IMPLEMENTED": "{method} is part of the contract, but not served by this version yet.",
     # What went wrong here.
     "CONFLICT": "The call met another one: repeat it.",
@@ -176,6 +182,12 @@ class FailedPrecondition(ParleyError):
     """The request is fine, but not in the present state; repeating it changes nothing."""
 
     status = "FAILED_PRECONDITION"
+
+
+class OutOfRange(ParleyError):
+    """Beyond what is there, though it may come to be: what does not exist in a list or a log."""
+
+    status = "OUT_OF_RANGE"
 
 
 class PermissionDenied(ParleyError):

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from hashlib import sha256
+from json.encoder import encode_basestring
 from types import TracebackType
 from typing import Self, TypeVar
 from uuid import UUID
@@ -141,7 +142,8 @@ class Fields:
             self.reject("REQUIRED", field)
         elif len(value) > 64:
             self.reject("FIELD_TOO_LONG", field, limit=64, unit="characters")
-        elif any(map(_hidden, value)):
+        elif any(map(_hidden, value)) or unicodedata.category(value[0]).startswith("M"):
+            # A mark that begins a name shows on what stands before it, or nowhere.
             self.reject(
                 "INVALID_CHARACTER", field, rule="no control, blank or invisible characters"
             )
@@ -272,8 +274,13 @@ class Fields:
             self.reject("INVALID_PAGE_SIZE", "page_size")
         return min(value, MAX_PAGE_SIZE) or DEFAULT_PAGE_SIZE
 
-    def request_id(self, call: Call, request: ProtoMessage) -> RequestId | None:
-        """The digests of a request_id and its payload; None without one, and in a dry run."""
+    def request_id(
+        self, call: Call, request: ProtoMessage, *, named: UUID | str | None = None
+    ) -> RequestId | None:
+        """The digests of a request_id and its payload; None without one, and in a dry run.
+
+        `named` is the conversation, for a request that is remembered outside it.
+        """
         value: str = getattr(request, "request_id")  # noqa: B009 - each request has its own type
         if not value:
             return None
@@ -281,8 +288,11 @@ class Fields:
             self.reject("INVALID_REQUEST_ID", "request_id")
         if getattr(request, "validate_only", False):
             return None
-        scope = json.dumps([call.caller.service, str(call.actor_id), call.method, value])
-        return RequestId(sha256(scope.encode()).digest()[:16], payload_hash(request))
+        scope = [call.caller.service, str(call.actor_id), call.method, value]
+        if named is not None:
+            scope.append(str(named))
+        digest = sha256(json.dumps(scope).encode()).digest()
+        return RequestId(digest[:16], payload_hash(request))
 
     def metadata(self, field: str, value: Struct) -> str:
         """A Struct as JSON text. An unset Value counts as null; numbers are doubles."""
@@ -328,14 +338,14 @@ Json = dict[str, "Json"] | list["Json"] | str | float | int | bool | None
 
 
 def _struct(value: Struct, path: str, depth: int) -> tuple[int, dict[str, Json]]:
-    """The object, and its size: what PostgreSQL will print it as, not what it takes to write.
+    """The object, and its size: the bytes that PostgreSQL will print it as.
 
     `1e308` is five bytes of JSON here and 309 digits there; a page of such rows would be the size
     of a film.
     """
     if depth > MAX_METADATA_DEPTH:
         raise _Unacceptable(path, f"nested deeper than {MAX_METADATA_DEPTH}")
-    size, plain = 2, dict[str, Json]()
+    sizes, plain = [], dict[str, Json]()
     for key, item in value.fields.items():
         where = f"{path}.{key[:40]}"
         if not key:
@@ -343,26 +353,35 @@ def _struct(value: Struct, path: str, depth: int) -> tuple[int, dict[str, Json]]
         if len(key) > MAX_METADATA_KEY_LENGTH:
             raise _Unacceptable(where, f"a key is longer than {MAX_METADATA_KEY_LENGTH} characters")
         item_size, plain[_text(key, path)] = _value(item, where, depth)
-        size += len(key.encode()) + item_size + 4
-    return size, plain
+        sizes.append(_length(key) + len(": ") + item_size)
+    return _enclosed(sizes), plain
 
 
 def _value(value: Value, path: str, depth: int) -> tuple[int, Json]:
     kind = value.WhichOneof("kind")
     if kind == "string_value":
-        return len(value.string_value.encode()) + 2, _text(value.string_value, path)
+        return _length(value.string_value), _text(value.string_value, path)
     if kind == "number_value":
         return _number(value.number_value, path)
     if kind == "bool_value":
-        return 5, value.bool_value
+        return len(str(value.bool_value)), value.bool_value
     if kind == "struct_value":
         return _struct(value.struct_value, path, depth + 1)
     if kind == "list_value":
         if depth + 1 > MAX_METADATA_DEPTH:
             raise _Unacceptable(path, f"nested deeper than {MAX_METADATA_DEPTH}")
         items = [_value(item, path, depth + 1) for item in value.list_value.values]
-        return 2 + sum(size + 2 for size, _ in items), [item for _, item in items]
-    return 4, None
+        return _enclosed([size for size, _ in items]), [item for _, item in items]
+    return len("null"), None
+
+
+def _enclosed(sizes: list[int]) -> int:
+    """The size of what stands in brackets, with ", " between."""
+    return sum(sizes) + 2 * max(len(sizes), 1)
+
+
+def _length(text: str) -> int:
+    return len(encode_basestring(text).encode())
 
 
 def _number(value: float, path: str) -> tuple[int, float | int]:

@@ -355,13 +355,15 @@ def _why(error: Exception) -> str:
 @contextmanager
 def _progress(paths: list[Path]) -> Iterator[Iterator[Line]]:
     """The lines of all files, and a bar that follows how much of them was read."""
+    console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     ) as progress:
         bar = progress.add_task("reading", total=sum(path.stat().st_size for path in paths))
 

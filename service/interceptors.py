@@ -8,7 +8,9 @@ look up and wrap a handler anew for each call.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import grpc
@@ -31,8 +33,10 @@ from service.errors import (
     ResourceExhausted,
     Unavailable,
     Unimplemented,
+    Unknown,
 )
 from service.identity import Call
+from service.store import Store
 
 log = structlog.get_logger()
 
@@ -40,146 +44,226 @@ DEFAULT_DEADLINE_SECONDS = 10.0
 MAX_ATTEMPTS = 3
 MAX_VIOLATIONS = 20
 MAX_DETAIL_BYTES = 4_096
-MAX_MESSAGE_LENGTH = 500
-MAX_KNOWN_LENGTH = 256
+MAX_MESSAGE_BYTES = 500
+MAX_KNOWN_BYTES = 256
 
 # grpc's own types speak of its synchronous server.
 Handler = Any
 Handlers = dict[str, Handler]
 Behavior = Callable[[Any, Call], Awaitable[ProtoMessage]]
 Context = Any
+Record = dict[str, object]
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One RPC: who may call it, how its request is read, and what answers it."""
+
+    name: str
+    access: Access
+    request: str
+    decode: Callable[[bytes], ProtoMessage]
+    behavior: Behavior
+
+
+@dataclass(slots=True)
+class Work:
+    """What a call does, which may go on when nobody awaits it any more."""
+
+    record: Record
+    call: Call | None = None
+    abandoned: bool = False
+
+    def abandon(self, task: asyncio.Task[bytes]) -> None:
+        self.abandoned = True
+        if self.call:
+            self.call.abandoned = True
+        task.add_done_callback(self._bury)
+
+    def _bury(self, task: asyncio.Task[bytes]) -> None:
+        """Nobody is left to hear of an error; a defect must be known all the same."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, ParleyError):
+            log.error("defect", **self.record, exc_info=error)
 
 
 class Interceptors:
     """Wraps servicers' methods. Knows which calls are running, so that a drain can await them."""
 
-    def __init__(self, gatekeeper: Gatekeeper) -> None:
+    def __init__(
+        self,
+        gatekeeper: Gatekeeper,
+        store: Store,
+        *,
+        default_deadline: float = DEFAULT_DEADLINE_SECONDS,
+    ) -> None:
         self._gatekeeper = gatekeeper
-        self._running: set[asyncio.Task[ProtoMessage]] = set()
-        self.draining = False
+        self._store = store
+        self._default_deadline = default_deadline
+        self._running: set[asyncio.Task[bytes]] = set()
+        self._streams: set[asyncio.Task[None]] = set()
+        self._draining = False
 
-    async def drained(self) -> None:
+    def drain(self) -> None:
+        """Refuse what is new from now on, and end the streams: a server that stops awaits them."""
+        self._draining = True
+        for stream in self._streams:
+            stream.cancel()
+
+    async def drained(self, seconds: float) -> None:
         """Wait for handlers that outlived their calls: their writes are still under way."""
-        while self._running:
-            await asyncio.wait(self._running)
+        if self._running:
+            _, late = await asyncio.wait(self._running, timeout=seconds)
+            if late:
+                log.warning("calls_cut_off", count=len(late))
 
     def service(self, descriptor: ServiceDescriptor, servicer: object | None) -> Handlers:
         """Handlers for each method of a service, those that the servicer lacks included."""
-        return {method.name: self._method(method, servicer) for method in descriptor.methods}
+        return {method.name: self._handler(method, servicer) for method in descriptor.methods}
 
-    def _method(self, method: MethodDescriptor, servicer: object | None) -> Handler:
-        access = access_of(method)
+    def _handler(self, descriptor: MethodDescriptor, servicer: object | None) -> Handler:
         # A generated base class has every method; only what the servicer itself defines counts.
-        if servicer is not None and method.name in vars(type(servicer)):
-            behavior: Behavior = getattr(servicer, method.name)
+        if servicer is not None and descriptor.name in vars(type(servicer)):
+            behavior: Behavior = getattr(servicer, descriptor.name)
         else:
-            behavior = _unimplemented(method.full_name)
-        if method.server_streaming or method.client_streaming:
-            return self._stream_not_served(method, access)
-        handle = self._unary(method, access, behavior)
-        return grpc.unary_unary_rpc_method_handler(handle)
+            behavior = _unimplemented(descriptor.full_name)
+        method = Method(
+            name=descriptor.full_name.rpartition(".")[0] + "/" + descriptor.name,
+            access=access_of(descriptor),
+            request=descriptor.input_type.name,
+            decode=GetMessageClass(descriptor.input_type).FromString,
+            behavior=behavior,
+        )
 
-    def _unary(
-        self, method: MethodDescriptor, access: Access, behavior: Behavior
-    ) -> Callable[[bytes, Context], Coroutine[Any, Any, bytes]]:
-        name = method.full_name.rpartition(".")[0] + "/" + method.name
-        decode = GetMessageClass(method.input_type).FromString
+        # grpc asks what it is given whether it is a coroutine function, and believes it.
+        async def unary(raw: bytes, context: Context) -> bytes:
+            return await self._unary(method, raw, context)
 
-        async def handle(raw: bytes, context: Context) -> bytes:
-            started = time.perf_counter()
-            record: dict[str, object] = {"method": name}
-            try:
-                if self.draining:
-                    raise Unavailable("SHUTTING_DOWN")
-                metadata = context.invocation_metadata()
-                caller = await self._gatekeeper.authenticate(metadata)
-                record["caller"] = caller.service
-                request = _decode(decode, raw, method)
-                call = await self._gatekeeper.admit(name, access, caller, metadata)
-                record["actor"] = call.actor_id and str(call.actor_id)
-                response = await self._run(behavior, request, call, context)
-                if call.trailers:
-                    context.set_trailing_metadata(tuple(call.trailers))
-                answer = response.SerializeToString()
-                record["code"] = "OK"
-                return answer
-            except asyncio.CancelledError:
-                record["code"] = "CANCELLED"
-                raise
-            except Exception as raised:
-                error = _known(raised)
-                record.update(code=error.status, reason=error.reason)
-                if isinstance(error, Internal):
-                    log.error("defect", **error.known, method=name, exc_info=raised)
-                await _abort(context, error)
-                raise
-            finally:
-                record["ms"] = round((time.perf_counter() - started) * 1000, 2)
-                log.info("call", **record)
+        async def stream_not_served(_: object, context: Context) -> None:
+            await self._stream(method.name, context, partial(self._refuse, method, context))
 
-        return handle
+        if descriptor.client_streaming:
+            return grpc.stream_stream_rpc_method_handler(stream_not_served)
+        if descriptor.server_streaming:
+            return grpc.unary_stream_rpc_method_handler(stream_not_served)
+        return grpc.unary_unary_rpc_method_handler(unary)
 
-    async def _run(
-        self, behavior: Behavior, request: ProtoMessage, call: Call, context: Context
-    ) -> ProtoMessage:
-        """Run the method in a task of its own, which a client's cancel does not reach.
+    async def _unary(self, method: Method, raw: bytes, context: Context) -> bytes:
+        work = Work({"method": method.name})
+        return await self._around(work.record, context, self._outlive(work, method, raw, context))
+
+    async def _outlive(self, work: Work, method: Method, raw: bytes, context: Context) -> bytes:
+        """Do the work in a task of its own, which a client's cancel does not reach.
 
         A cancelled query would cost a pooled connection, and a write might be half told: the client
         is answered at once, the work ends as it must.
         """
-        task = asyncio.ensure_future(_attempt(behavior, request, call))
+        task = asyncio.create_task(self._do(work, method, raw, context.invocation_metadata()))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        remaining = context.time_remaining()
-        limit = DEFAULT_DEADLINE_SECONDS if remaining is None else None
+        limit = self._default_deadline if context.time_remaining() is None else None
         try:
-            return await asyncio.wait_for(asyncio.shield(task), limit)
-        except TimeoutError:
-            call.abandoned = True
-            raise DeadlineExceeded("DEADLINE_EXCEEDED") from None
+            answer = await asyncio.wait_for(asyncio.shield(task), limit)
         except asyncio.CancelledError:
-            call.abandoned = True
-            # Nobody is left to hear of an error.
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            work.abandon(task)
             raise
+        except TimeoutError:
+            if task.done():
+                raise
+            work.abandon(task)
+            raise DeadlineExceeded("DEADLINE_EXCEEDED") from None
+        if work.call and work.call.trailers:
+            context.set_trailing_metadata(tuple(work.call.trailers))
+        return answer
 
-    def _stream_not_served(self, method: MethodDescriptor, access: Access) -> Handler:
-        name = method.full_name.rpartition(".")[0] + "/" + method.name
+    async def _do(self, work: Work, method: Method, raw: bytes, metadata: Any) -> bytes:
+        caller = await self._gatekeeper.authenticate(metadata)
+        work.record["caller"] = caller.service
+        request = _decode(method, raw)
+        self._store.require_reachable()
+        call = await self._gatekeeper.admit(method.name, method.access, caller, metadata)
+        work.call = call
+        work.record["actor"] = call.actor_id and str(call.actor_id)
+        if work.abandoned:
+            raise DeadlineExceeded("DEADLINE_EXCEEDED")
+        response = await _attempt(method.behavior, request, call)
+        return response.SerializeToString()
 
-        async def handle(_: object, context: Context) -> AsyncIterator[bytes]:
-            metadata = context.invocation_metadata()
-            try:
-                caller = await self._gatekeeper.authenticate(metadata)
-                await self._gatekeeper.admit(name, access, caller, metadata)
-                raise Unimplemented("NOT_IMPLEMENTED", method=method.full_name)
-            except ParleyError as error:
-                log.info("call", method=name, code=error.status, reason=error.reason)
-                await _abort(context, error)
-            yield b""
-
-        if method.client_streaming:
-            return grpc.stream_stream_rpc_method_handler(handle)
-        return grpc.unary_stream_rpc_method_handler(handle)
-
-    def authenticated(self, handlers: Handlers) -> Handlers:
+    def authenticated(self, service: str, handlers: Handlers) -> Handlers:
         """Bidirectional handlers of somebody else's (reflection), behind our credentials."""
-        return {name: self._authenticated(handler) for name, handler in handlers.items()}
+        return {
+            name: self._authenticated(f"{service}/{name}", handler)
+            for name, handler in handlers.items()
+        }
 
-    def _authenticated(self, handler: Handler) -> Handler:
-        async def handle(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-            try:
-                await self._gatekeeper.authenticate(context.invocation_metadata())
-            except ParleyError as error:
-                await _abort(context, error)
+    def _authenticated(self, name: str, handler: Handler) -> Handler:
+        async def converse(requests: AsyncIterator[Any], context: Context) -> None:
+            await self._gatekeeper.authenticate(context.invocation_metadata())
             async for response in handler.stream_stream(requests, context):
-                yield response
+                await context.write(response)
+
+        async def handle(requests: AsyncIterator[Any], context: Context) -> None:
+            await self._stream(name, context, partial(converse, requests, context))
 
         return grpc.stream_stream_rpc_method_handler(
             handle, handler.request_deserializer, handler.response_serializer
         )
 
+    async def _refuse(self, method: Method, context: Context) -> None:
+        metadata = context.invocation_metadata()
+        caller = await self._gatekeeper.authenticate(metadata)
+        await self._gatekeeper.admit(method.name, method.access, caller, metadata)
+        raise Unimplemented("NOT_IMPLEMENTED", method=method.name.replace("/", "."))
 
-async def _attempt(behavior: Behavior, request: ProtoMessage, call: Call) -> ProtoMessage:
+    async def _stream(
+        self, name: str, context: Context, run: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Run a stream in a task of its own, which a drain can end."""
+
+        async def until_drained() -> None:
+            task = asyncio.create_task(run())
+            self._streams.add(task)
+            task.add_done_callback(self._streams.discard)
+            try:
+                await task
+            except asyncio.CancelledError:
+                if self._draining:
+                    raise Unavailable("SHUTTING_DOWN") from None
+                raise
+
+        await self._around({"method": name}, context, until_drained())
+
+    async def _around(
+        self, record: Record, context: Context, work: Coroutine[Any, Any, Answer]
+    ) -> Answer:
+        """Time the work, translate its error, log one line."""
+        started = time.perf_counter()
+        try:
+            if self._draining:
+                work.close()
+                raise Unavailable("SHUTTING_DOWN")
+            answer = await work
+            record["code"] = "OK"
+            return answer
+        except asyncio.CancelledError:
+            # The client's own deadline looks the same from here.
+            late = context.time_remaining() is not None and context.time_remaining() <= 0
+            record["code"] = "DEADLINE_EXCEEDED" if late else "CANCELLED"
+            raise
+        except Exception as raised:
+            error = _known(raised)
+            record.update(code=error.status, reason=error.reason)
+            if isinstance(error, Internal):
+                log.error("defect", **error.known, method=record["method"], exc_info=raised)
+            await _abort(context, error)
+            raise
+        finally:
+            record["ms"] = round((time.perf_counter() - started) * 1000, 2)
+            log.info("call", **record)
+
+
+async def _attempt(behavior: Behavior, request: Any, call: Call) -> ProtoMessage:
     """The method's answer. One that met another transaction and had no effect is tried again."""
     for _ in range(MAX_ATTEMPTS - 1):
         try:
@@ -188,7 +272,29 @@ async def _attempt(behavior: Behavior, request: ProtoMessage, call: Call) -> Pro
             if error.reason != "CONFLICT":
                 raise
             call.trailers.clear()
+        except Unknown as error:
+            return await _ask_again(behavior, request, call, error)
     return await behavior(request, call)
+
+
+async def _ask_again(
+    behavior: Behavior, request: Any, call: Call, unknown: Unknown
+) -> ProtoMessage:
+    """The answer of a call whose outcome could not be established: its request_id may know.
+
+    A repetition that fails proves nothing about the first time.
+    """
+    if not getattr(request, "request_id", ""):
+        raise unknown
+    for _ in range(MAX_ATTEMPTS):
+        call.trailers.clear()
+        try:
+            return await behavior(request, call)
+        except Unavailable as error:
+            await asyncio.sleep(error.retry_after or 0)
+        except ParleyError:
+            break
+    raise unknown
 
 
 def _unimplemented(method: str) -> Behavior:
@@ -198,13 +304,11 @@ def _unimplemented(method: str) -> Behavior:
     return behavior
 
 
-def _decode(
-    decode: Callable[[bytes], ProtoMessage], raw: bytes, method: MethodDescriptor
-) -> ProtoMessage:
+def _decode(method: Method, raw: bytes) -> ProtoMessage:
     try:
-        return decode(raw)
+        return method.decode(raw)
     except DecodeError:
-        raise InvalidArgument("MALFORMED_REQUEST", message=method.input_type.name) from None
+        raise InvalidArgument("MALFORMED_REQUEST", message=method.request) from None
 
 
 def _known(error: Exception) -> ParleyError:
@@ -229,8 +333,8 @@ async def _abort(context: Context, error: ParleyError) -> None:
 def status_of(error: ParleyError) -> status_pb2.Status:
     """The error as google.rpc details: ErrorInfo always, the others where they apply."""
     code, _ = grpc.StatusCode[error.status].value
-    status = status_pb2.Status(code=code, message=error.message[:MAX_MESSAGE_LENGTH])
-    known = {key: value[:MAX_KNOWN_LENGTH] for key, value in error.known.items()}
+    status = status_pb2.Status(code=code, message=_cut(error.message, MAX_MESSAGE_BYTES))
+    known = {key: _cut(value) for key, value in error.known.items()}
     _add(
         status,
         error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=known),
@@ -241,7 +345,7 @@ def status_of(error: ParleyError) -> status_pb2.Status:
             status,
             error_details_pb2.ResourceInfo(
                 resource_type=f"parley.v1.{kind.capitalize()}",
-                resource_name=name[:MAX_KNOWN_LENGTH],
+                resource_name=_cut(name),
             ),
         )
     if isinstance(error, FailedPrecondition):
@@ -262,15 +366,21 @@ def status_of(error: ParleyError) -> status_pb2.Status:
         bad_request = error_details_pb2.BadRequest()
         for violation in error.violations[:MAX_VIOLATIONS]:
             bad_request.field_violations.add(
-                field=violation.field[:MAX_KNOWN_LENGTH],
+                field=_cut(violation.field),
                 reason=violation.reason,
-                description=violation.description[:MAX_KNOWN_LENGTH],
+                description=_cut(violation.description),
             )
-        # Trailers beyond 8 KiB are dropped, and the error with them.
+        # Trailers beyond 8 KiB are dropped, and the error with them. This one travels in base64,
+        # beside the message, in which a byte may become three.
         while status.ByteSize() + bad_request.ByteSize() > MAX_DETAIL_BYTES - 64:
             del bad_request.field_violations[-1]
         _add(status, bad_request)
     return status
+
+
+def _cut(text: str, limit: int = MAX_KNOWN_BYTES) -> str:
+    """The text as far as so many bytes hold it."""
+    return text if len(text) * 4 <= limit else text.encode()[:limit].decode(errors="ignore")
 
 
 def _add(status: status_pb2.Status, detail: ProtoMessage) -> None:

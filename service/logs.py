@@ -2,10 +2,18 @@
 
 import logging
 import sys
+import traceback
+from collections.abc import Iterator, MutableMapping
+from typing import Any
 
 import structlog
 
 from service.settings import Settings
+
+# A terminal obeys these. JSON escapes them by itself.
+CONTROLS = {
+    code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (9, 10)
+}
 
 
 def configure(settings: Settings) -> None:
@@ -13,12 +21,16 @@ def configure(settings: Settings) -> None:
     console = settings.log_format == "console" or (
         settings.log_format == "auto" and sys.stderr.isatty()
     )
+    renderer: list[structlog.typing.Processor] = [structlog.processors.JSONRenderer()]
+    if console:
+        plain = structlog.dev.plain_traceback
+        renderer = [_escape, structlog.dev.ConsoleRenderer(exception_formatter=plain)]
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-            structlog.processors.format_exc_info,
-            structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(),
+            _tell_exception,
+            *renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
@@ -28,6 +40,54 @@ def configure(settings: Settings) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Forward()])
 
 
+def text_of(error: BaseException) -> str:
+    """What an exception says, without what a database quotes in it.
+
+    Details, hints and parameters follow on further lines, and what is said of a bad value quotes it
+    at once: our users' words, which belong into no log.
+    """
+    if not _is_database(error):
+        return str(error)
+    cause = getattr(error, "orig", None) or error
+    state = getattr(cause, "sqlstate", None) or ""
+    if state.startswith("22") or isinstance(cause, ValueError | TypeError):
+        return f"a bad value {state}".rstrip()
+    return str(error).partition("\n")[0]
+
+
+def _is_database(error: BaseException) -> bool:
+    return type(error).__module__.startswith(("asyncpg", "sqlalchemy"))
+
+
+def _tell_exception(_: object, __: str, event: MutableMapping[str, Any]) -> Any:
+    """The exception of a log line and its causes, down to the database."""
+    error = event.pop("exc_info", None)
+    if error:
+        found = error if isinstance(error, BaseException) else sys.exc_info()[1]
+        event["exception"] = "\ncaused by ".join(_story(found))
+    return event
+
+
+def _story(error: BaseException | None) -> Iterator[str]:
+    while error is not None:
+        frames = "".join(traceback.format_tb(error.__traceback__)).rstrip()
+        yield f"{type(error).__qualname__}: {text_of(error)}\n{frames}"
+        if _is_database(error):
+            return
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _escape(_: object, __: str, event: MutableMapping[str, Any]) -> Any:
+    for key, value in event.items():
+        if isinstance(value, str):
+            value = value.translate(CONTROLS)
+            event[key] = value if key == "exception" else value.replace("\n", "\\n")
+    return event
+
+
 class _Forward(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        structlog.get_logger().warning("library", logger=record.name, text=record.getMessage())
+        # The first line: what asyncio appends is the repr of whatever failed.
+        text = record.getMessage().partition("\n")[0]
+        error = record.exc_info[1] if record.exc_info else None
+        structlog.get_logger().warning("library", logger=record.name, text=text, exc_info=error)

@@ -43,8 +43,7 @@ class PageTokens:
 
     def seal(self, position: Position, binding: bytes) -> str:
         body = binding + json.dumps(position, separators=(",", ":")).encode()
-        token = base64.urlsafe_b64encode(self._sign(body) + body)
-        return token.rstrip(b"=").decode()
+        return _spell(self._sign(body) + body)
 
     def open(self, token: str, binding: bytes) -> Position | None:
         """The position, or None for an empty token. Raises for a forged or misplaced one."""
@@ -53,9 +52,10 @@ class PageTokens:
         try:
             raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
         except ValueError:
-            raise InvalidArgument("INVALID_PAGE_TOKEN", field="page_token") from None
+            raw = b""
         signature, body = raw[:SIGNATURE_BYTES], raw[SIGNATURE_BYTES:]
-        if not hmac.compare_digest(signature, self._sign(body)):
+        # Base64 has several spellings for some bytes; one of them was issued.
+        if not hmac.compare_digest(signature, self._sign(body)) or token != _spell(raw):
             raise InvalidArgument("INVALID_PAGE_TOKEN", field="page_token")
         if not hmac.compare_digest(body[:BINDING_BYTES], binding):
             raise InvalidArgument("PAGE_TOKEN_MISMATCH", field="page_token")
@@ -68,6 +68,10 @@ class PageTokens:
         return hmac.digest(self._key, body, "sha256")[:SIGNATURE_BYTES]
 
 
+def _spell(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
 def binding(call: Call, request: ProtoMessage, parent: UUID | None = None) -> bytes:
     """What a token of this request is bound to; page size and the token itself are free.
 
@@ -75,6 +79,7 @@ def binding(call: Call, request: ProtoMessage, parent: UUID | None = None) -> by
     """
     filters = type(request)()
     filters.CopyFrom(request)
+    filters.DiscardUnknownFields()  # type: ignore[attr-defined,unused-ignore]
     for name in ("page_size", "page_token", "conversation_id" if parent else "page_token"):
         filters.ClearField(name)
     scope = json.dumps([call.method, str(call.actor_id), str(parent)]).encode()

@@ -6,22 +6,74 @@ process turns, whatever the database does. A probe never costs a query.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
+import grpc
 import structlog
-from grpc_health.v1 import health_pb2
-from grpc_health.v1.health import aio as health
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service.errors import ParleyError
-from service.schema import needed_revision
-from service.store import Store
+from service.logs import text_of
+from service.schema import fits, needed_revision
+from service.store import Condition, Store
 
 log = structlog.get_logger()
 
 PING_INTERVAL_SECONDS = 0.5
+# So many pings in a row must fail: one may meet a restart, or a moment of too much work.
+FAILED_PINGS = 2
 LIVENESS = "liveness"
 
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+# Generated without types.
+Response: Any = health_pb2.HealthCheckResponse
+SERVING, NOT_SERVING = Response.SERVING, Response.NOT_SERVING
+
+
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """What it was told last, to whoever asks. Its watches end when the server drains.
+
+    (Those of grpcio-health-checking do not, and a server that stops waits for them.)
+    """
+
+    def __init__(self) -> None:
+        self._statuses: dict[str, int] = {}
+        self._changed = asyncio.Event()
+        self._draining = False
+
+    def tell(self, statuses: dict[str, int]) -> None:
+        if statuses.items() <= self._statuses.items():
+            return
+        self._statuses |= statuses
+        self._wake()
+
+    def drain(self) -> None:
+        """Say NOT_SERVING to everybody, and good-bye to those who watch."""
+        self._draining = True
+        self._statuses |= {name: NOT_SERVING for name in self._statuses if name != LIVENESS}
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
+        status = self._statuses.get(request.service)
+        if status is None:
+            context.set_code(grpc.StatusCode.NOT_FOUND)
+        return Response(status=status)
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802
+        told = None
+        while True:
+            changed = self._changed
+            status = self._statuses.get(request.service, Response.SERVICE_UNKNOWN)
+            if status != told:
+                await context.write(Response(status=status))
+                told = status
+            elif self._draining:
+                context.set_code(grpc.StatusCode.UNAVAILABLE)
+                return
+            else:
+                await changed.wait()
 
 
 class Readiness:
@@ -33,50 +85,73 @@ class Readiness:
         services: Sequence[str],
         prepare: Callable[[], Awaitable[None]],
     ) -> None:
-        self.servicer = health.HealthServicer()
+        self.servicer = Health()
         self.ready = asyncio.Event()
         self._store = store
         self._services = ["", *services]
         self._prepare = prepare
         self._prepared = False
+        self._failed_pings = 0
         self._reason: str | None = "starting"
+        self._draining = False
+        # Until the first ping, nobody knows.
+        self._store.reachable = False
+        self._tell(self._reason)
+        self.servicer.tell({LIVENESS: SERVING})
 
     async def watch(self) -> None:
         """Ping for ever."""
-        await self.servicer.set(LIVENESS, SERVING)
         while True:
-            await self._tell(await self._reason_not_to_serve())
+            await self._look()
             await asyncio.sleep(PING_INTERVAL_SECONDS)
 
-    async def drain(self) -> None:
+    def drain(self) -> None:
         """Say NOT_SERVING from now on, whatever the database says."""
-        await self.servicer.enter_graceful_shutdown()
+        self._draining = True
+        self.servicer.drain()
 
-    async def _reason_not_to_serve(self) -> str | None:
+    async def _look(self) -> None:
         try:
             condition = await self._store.ping()
-            self._store.reachable = True
-            if condition.revision is None or condition.revision != needed_revision():
-                return (
-                    f"the schema is at revision {condition.revision}, this version needs "
-                    f"{needed_revision()}: run `parley migrate`"
-                )
-            if not condition.writable:
-                return "the database is a standby"
+        except Exception as error:  # whatever it is: nobody else looks
+            self._failed_pings += 1
+            if self._failed_pings >= FAILED_PINGS:
+                self._store.reachable = False
+                self._tell(f"the database cannot be reached: {_told(error)}")
+            return
+        self._failed_pings = 0
+        self._store.reachable = True
+        self._store.writable = condition.writable
+        self._tell(await self._reason_not_to_serve(condition))
+
+    async def _reason_not_to_serve(self, condition: Condition) -> str | None:
+        if not fits(condition.revision):
+            return (
+                f"the schema is at revision {condition.revision}, this version needs "
+                f"{needed_revision()}: run `parley migrate`"
+            )
+        if not condition.writable:
+            return "the database takes no writes: it is a standby, or read-only by default"
+        try:
             if not self._prepared:
                 await self._prepare()
                 self._prepared = True
-        except ParleyError as error:
-            self._store.reachable = False
-            return error.message
+        except Exception as error:  # as above
+            return f"the database cannot be prepared: {_told(error)}"
         return None
 
-    async def _tell(self, reason: str | None) -> None:
-        status = SERVING if reason is None else NOT_SERVING
+    def _tell(self, reason: str | None) -> None:
+        if self._draining:
+            return
         if reason != self._reason:
             log.info("serving") if reason is None else log.warning("not_serving", reason=reason)
             self._reason = reason
-        for service in self._services:
-            await self.servicer.set(service, status)
+        status = SERVING if reason is None else NOT_SERVING
+        self.servicer.tell(dict.fromkeys(self._services, status))
         if reason is None:
             self.ready.set()
+
+
+def _told(error: Exception) -> str:
+    cause = error.__cause__ or error
+    return f"{type(cause).__name__}: {text_of(cause)}"

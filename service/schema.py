@@ -5,10 +5,11 @@ from functools import cache
 from pathlib import Path
 
 import structlog
-from asyncpg import PostgresError
+from asyncpg import InterfaceError, PostgresError
 from sqlalchemy.exc import SQLAlchemyError
 
 import migrations
+from service.logs import text_of
 
 log = structlog.get_logger()
 
@@ -20,6 +21,11 @@ FOLDER = Path(migrations.__file__).parent
 def needed_revision() -> str:
     """The newest revision in the migrations folder: the one whose number is the greatest."""
     return max(path.name.split("_")[0] for path in (FOLDER / "versions").glob("[0-9]*.py"))
+
+
+def fits(revision: str | None) -> bool:
+    """Whether the code works on a schema: a newer one too, as replicas follow the migration."""
+    return revision is not None and revision >= needed_revision()
 
 
 class MigrationFailed(Exception):
@@ -34,10 +40,11 @@ async def migrate(url: str, revision: str = "head") -> None:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return await asyncio.to_thread(_upgrade, url, revision)
-        except (SQLAlchemyError, PostgresError, OSError) as error:
-            busy = "LockNotAvailable" in str(error)
+        except (SQLAlchemyError, PostgresError, InterfaceError, OSError) as error:
+            busy = getattr(getattr(error, "orig", error), "sqlstate", None) == "55P03"
             if not busy or attempt == ATTEMPTS:
-                raise MigrationFailed(f"cannot migrate: {str(error).splitlines()[0]}") from error
+                why = f"{type(error).__name__}: {text_of(error)}"
+                raise MigrationFailed(f"cannot migrate: {why}") from error
             log.warning("migration_waits", attempt=attempt)
             await asyncio.sleep(attempt)
 
@@ -46,8 +53,13 @@ def _upgrade(url: str, revision: str) -> None:
     # Alembic takes a third of a second to import; most starts have nothing to migrate.
     from alembic import command
     from alembic.config import Config
+    from alembic.util import CommandError
 
     config = Config()
     config.set_main_option("script_location", str(FOLDER))
     config.attributes["url"] = url
-    command.upgrade(config, revision)
+    try:
+        command.upgrade(config, revision)
+    except CommandError as error:
+        # It knows only the revisions of this version.
+        raise MigrationFailed(f"cannot migrate: {error}") from None

@@ -4,6 +4,8 @@ import asyncio
 import os
 import secrets
 import signal
+import socket
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -22,9 +24,13 @@ from parley.v1 import (
     usage_pb2,
     user_pb2,
 )
+from service import schema
 from service.access import Gatekeeper, hash_of, split_token
+from service.embedded import EmbeddedPostgres
+from service.errors import Unavailable
 from service.identity import Scope
 from service.interceptors import Handlers, Interceptors
+from service.logs import text_of
 from service.lookups import Lookups
 from service.paging import PageTokens
 from service.readiness import Readiness
@@ -33,13 +39,15 @@ from service.servicers.conversations import ConversationServicer
 from service.servicers.messages import MessageServicer
 from service.servicers.participants import ParticipantServicer
 from service.servicers.users import UserServicer
-from service.settings import ConfigurationError, Settings
+from service.settings import ConfigurationError, Settings, require_private
 from service.store import Store
 
 log = structlog.get_logger()
 
 MAX_REQUEST_BYTES = 4 << 20
 PRUNE_INTERVAL_SECONDS = 3600.0
+# For writes that outlived their calls, when the server stops.
+AFTERMATH_SECONDS = 5.0
 # Reflection's two versions differ in their names only; clients ask for either.
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
@@ -80,7 +88,7 @@ class Server:
         store, page_tokens = self.store, self.page_tokens
         lookups = Lookups(store)
         sender = Sender(store)
-        self.interceptors = Interceptors(Gatekeeper(store, lookups))
+        self.interceptors = Interceptors(Gatekeeper(store, lookups), store)
 
         services = [
             (user_pb2, "UserService", UserServicer(store, lookups)),
@@ -116,7 +124,8 @@ class Server:
             reflection_pb2.ServerReflectionResponse.SerializeToString,
         )
         for name in ("grpc.reflection.v1alpha.ServerReflection", REFLECTION_V1):
-            self._add(name, self.interceptors.authenticated({"ServerReflectionInfo": handler}))
+            handlers = {"ServerReflectionInfo": handler}
+            self._add(name, self.interceptors.authenticated(name, handlers))
 
     def _add(self, service: str, handlers: Handlers) -> None:
         generic = grpc.method_handlers_generic_handler(service, handlers)
@@ -124,18 +133,35 @@ class Server:
 
     def bind(self) -> None:
         """Take the address, before anything else is begun."""
+        settings = self._settings
+        require_private(settings)
         try:
-            port = self._server.add_insecure_port(self._settings.address)
-            self.address = f"{self._settings.host}:{port}"
-        except RuntimeError:
+            # grpc does not say why it cannot listen, or says it to the terminal.
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                settings.host.strip("[]"), settings.port, type=socket.SOCK_STREAM
+            )[0]
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+                probe.listen()
+            port = self._server.add_insecure_port(settings.address)
+        except (OSError, RuntimeError) as error:
+            why = (isinstance(error, OSError) and error.strerror) or "it is taken"
             raise ConfigurationError(
-                f"PARLEY_ADDRESS: cannot listen on {self._settings.address}: it is taken, or not "
-                "an address of this machine."
+                f"PARLEY_ADDRESS: cannot listen on {settings.address}: {why}."
             ) from None
+        self.address = f"{settings.host}:{port}"
 
-    async def start(self) -> None:
-        """Serve; the database may come later."""
+    async def start(self, embedded: EmbeddedPostgres | None = None) -> None:
+        """Serve; the database may come later. Returns once the embedded one, if any, is there."""
+        # A credential that lies in a file is for development: only where nobody else can call.
+        if self._settings.is_loopback:
+            self.token = development_token(self._settings.token_file)
         await self._server.start()
+        if embedded:
+            await embedded.start()
+            if not schema.fits(await self._revision()):
+                await schema.migrate(embedded.url)
         self._tasks = [
             asyncio.create_task(self.readiness.watch()),
             asyncio.create_task(self._prune()),
@@ -143,14 +169,21 @@ class Server:
 
     async def stop(self) -> None:
         """Drain: refuse what is new, let what runs end, write what was begun."""
-        await self.readiness.drain()
-        self.interceptors.draining = True
+        if self._tasks:
+            log.info("draining")
+        self.readiness.drain()
+        self.interceptors.drain()
         await self._server.stop(self._settings.drain_seconds)
-        await self.interceptors.drained()
+        await self.interceptors.drained(AFTERMATH_SECONDS)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.store.close()
+
+    async def _revision(self) -> str | None:
+        while True:
+            with suppress(Unavailable):
+                return (await self.store.ping()).revision
 
     async def _prepare(self) -> None:
         """What the database must hold before the first call: an era, a key, a first token."""
@@ -158,9 +191,7 @@ class Server:
             await transaction.events.begin_era()
             key = await transaction.tokens.signing_key("page-tokens", secrets.token_bytes(32))
             self.page_tokens.use(key)
-            # A credential that lies in a file is for development: only where nobody else can call.
-            if self._settings.is_loopback:
-                self.token = development_token(self._settings.token_file)
+            if self.token:
                 key_id, secret = split_token(self.token)
                 await transaction.tokens.register(
                     key_id=key_id,
@@ -178,23 +209,26 @@ class Server:
                 if pruned:
                     log.info("requests_pruned", count=pruned)
             except Exception as error:
-                log.warning("prune_failed", error=str(error))
+                log.warning("prune_failed", error=text_of(error))
             await asyncio.sleep(PRUNE_INTERVAL_SECONDS)
 
 
 def development_token(file: Path) -> str:
     """The token in the file; a new one, readable by nobody else, where there is none."""
     try:
-        return file.read_text().strip()
-    except FileNotFoundError:
-        pass
-    file.parent.mkdir(parents=True, exist_ok=True)
-    token = f"parley_{secrets.token_hex(8)}_{secrets.token_urlsafe(32)}"
-    # Whole or not at all, whatever happens meanwhile.
-    draft = file.with_name(f"token.{os.getpid()}")
-    draft.touch(mode=0o600)
-    draft.write_text(f"{token}\n")
-    draft.rename(file)
+        if file.exists() and (token := file.read_text().strip()):
+            return token
+        file.parent.mkdir(parents=True, exist_ok=True)
+        token = f"parley_{secrets.token_hex(8)}_{secrets.token_urlsafe(32)}"
+        # Whole or not at all, whatever happens meanwhile.
+        draft = file.with_name(f"token.{os.getpid()}")
+        draft.touch(mode=0o600)
+        draft.write_text(f"{token}\n")
+        draft.rename(file)
+    except OSError as error:
+        raise ConfigurationError(
+            f"PARLEY_DATA_DIR: cannot keep a token in {file}: {error.strerror}."
+        ) from None
     return token
 
 

@@ -4,6 +4,8 @@ Each is an environment variable `PARLEY_<NAME>` and a flag of `parley serve` of 
 flag wins.
 """
 
+import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,8 +47,16 @@ class Settings(BaseSettings):
         return self.address.rpartition(":")[0]
 
     @property
+    def port(self) -> str:
+        return self.address.rpartition(":")[2]
+
+    @property
     def is_loopback(self) -> bool:
-        return self.host in ("127.0.0.1", "localhost", "[::1]") or self.host.startswith("127.")
+        """Whether only this machine can call. Of names, only one is known to stay here."""
+        try:
+            return ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     @property
     def token_file(self) -> Path:
@@ -66,11 +76,16 @@ def load(**flags: Any) -> Settings:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"]).upper()
         raise ConfigurationError(f"PARLEY_{name}: {first['msg']}") from None
-    if not settings.address.rpartition(":")[2].isdigit() or not settings.host:
+    port = settings.port
+    if not settings.host or not re.fullmatch("[0-9]{1,5}", port) or int(port) >= 1 << 16:
         raise ConfigurationError(f"PARLEY_ADDRESS: '{settings.address}' is not HOST:PORT.")
+    return settings
+
+
+def require_private(settings: Settings) -> None:
+    """Raise where strangers could listen to what is said."""
     if not settings.is_loopback and not settings.plaintext_behind_mesh:
         raise ConfigurationError(
             f"PARLEY_ADDRESS: {settings.address} can be reached from other machines, and this "
             "version has no TLS of its own: listen on 127.0.0.1, or say --plaintext-behind-mesh."
         )
-    return settings

@@ -8,25 +8,27 @@ checks at once would check the past.
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import structlog
-from sqlalchemy import event, exc, text
+from sqlalchemy import event, exc
+from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from service.errors import (
     Aborted,
     DataLoss,
-    DeadlineExceeded,
     InvalidArgument,
     ParleyError,
     Unavailable,
     Unknown,
 )
+from service.logs import text_of
 from service.repositories.base import Connection, Mark
 from service.repositories.conversations import Conversations
 from service.repositories.events import Events
@@ -35,6 +37,7 @@ from service.repositories.participants import Participants
 from service.repositories.requests import Requests
 from service.repositories.tokens import Tokens
 from service.repositories.users import Users
+from service.settings import ConfigurationError
 
 log = structlog.get_logger()
 
@@ -44,11 +47,11 @@ CONNECT_SECONDS = 3.0
 STATEMENT_MILLISECONDS = 4_000
 COMMAND_SECONDS = 5.0
 RESOLVE_SECONDS = 10.0
-PING_SECONDS = 2.0
+PING_SECONDS = 1.0
+CLOSE_SECONDS = 2.0
 
 SESSION = {
     "application_name": "parley",
-    "default_transaction_read_only": "on",
     "statement_timeout": str(STATEMENT_MILLISECONDS),
     "lock_timeout": "2000",
     "idle_in_transaction_session_timeout": "10000",
@@ -57,27 +60,65 @@ SESSION = {
     "jit": "off",
     "timezone": "UTC",
 }
+READ_ONLY_SESSION = {**SESSION, "default_transaction_read_only": "on"}
 BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
-# Asked for before COMMIT, to find out afterwards what became of the transaction. The timeline
-# belongs to it: after a failover the same number may be another transaction's.
-MARK = (
-    "SELECT pg_current_xact_id_if_assigned()::text AS xid,"
-    " left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline"
+
+# "off" on a primary, unless somebody has made it, its database or our role read-only by default.
+PING = """
+SELECT version_num AS revision, current_setting('transaction_read_only') = 'off' AS writable
+FROM alembic_version
+"""
+
+# When this database last recovered from a crash: then all statistics begin anew, and only then.
+LIFE = "SELECT stats_reset::text FROM pg_stat_checkpointer"
+TIMELINE = "left(pg_walfile_name(pg_current_wal_lsn()), 8)"
+# Asked for before COMMIT, to find out afterwards what became of the transaction.
+MARK = f"SELECT pg_current_xact_id_if_assigned()::text AS xid, {TIMELINE} AS timeline"
+# Fails on a standby, which may lag behind and must not be asked.
+HISTORY = f"SELECT {TIMELINE} AS timeline, ({LIFE}) AS life"
+STATUS = "SELECT pg_xact_status($1::text::xid8)"
+# Nobody will send this transaction its COMMIT any more, and it may hold a conversation's lock.
+END_BACKEND = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_xid = $1::text::xid8::xid
+"""
+
+# What a database that is refused, lost, frozen or gone looks like. A TimeoutError is an OSError.
+LOST = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
+# A statement was prepared before somebody changed the schema: the next time it is prepared anew.
+STALE = (
+    asyncpg.InvalidCachedStatementError,
+    asyncpg.exceptions.OutdatedSchemaCacheError,
 )
-OUTCOME = (
-    "SELECT pg_xact_status($1::text::xid8) AS status,"
-    " left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline"
-)
-# What a database that is refused, lost, frozen or gone looks like from here.
-LOST = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
+# What may follow the question mark in a URL: asyncpg's names, and libpq's for the same.
+URL_PARAMETERS = {
+    "host": "host",
+    "port": "port",
+    "ssl": "ssl",
+    "sslmode": "ssl",
+    "passfile": "passfile",
+    "target_session_attrs": "target_session_attrs",
+}
 
 
 def driver_url(url: str) -> str:
-    """SQLAlchemy's spelling of a PostgreSQL URL that names no driver."""
-    scheme, separator, rest = url.partition("://")
-    if scheme in ("postgres", "postgresql"):
-        scheme = "postgresql+asyncpg"
-    return f"{scheme}{separator}{rest}"
+    """SQLAlchemy's spelling of a PostgreSQL URL; raises ConfigurationError for any other."""
+    try:
+        parsed = make_url(url)
+    except (exc.ArgumentError, ValueError):
+        parsed = None
+    if parsed is None or parsed.drivername not in ("postgres", "postgresql", "postgresql+asyncpg"):
+        raise ConfigurationError(
+            "PARLEY_DATABASE_URL: it must be postgresql://USER:PASSWORD@HOST:PORT/DATABASE, "
+            "with what is not a letter or a digit in USER and PASSWORD percent-encoded."
+        )
+    unknown = ", ".join(sorted(set(parsed.query) - set(URL_PARAMETERS)))
+    if unknown:
+        raise ConfigurationError(f"PARLEY_DATABASE_URL: there is no parameter {unknown}.")
+    query = {URL_PARAMETERS[name]: value for name, value in parsed.query.items()}
+    parsed = parsed.set(drivername="postgresql+asyncpg", query=query)
+    return parsed.render_as_string(hide_password=False)
 
 
 class Snapshot:
@@ -122,6 +163,10 @@ class Transaction(Snapshot):
         super().__init__(connection)
         self.dry_run = False
 
+    async def lock(self, lock: int) -> None:
+        """One more advisory lock: of a wider scope first, and never a second conversation's."""
+        await self.connection.fetch("SELECT pg_advisory_xact_lock($1)", lock)
+
     async def try_locks(self, locks: Iterable[int]) -> set[int]:
         """Those of the advisory locks that are free, held from now until the transaction ends."""
         rows = await self.connection.fetch(
@@ -143,127 +188,157 @@ class Store:
     """A pool of connections, and whether the database behind it answers."""
 
     def __init__(self, url: str, *, pool_size: int = 10) -> None:
-        self._engine = _engine(url, pool_size=pool_size, pool_wait=POOL_WAIT_SECONDS)
+        self._engine = _engine(
+            url, READ_ONLY_SESSION, pool_size=pool_size, pool_wait=POOL_WAIT_SECONDS
+        )
         # A ping must not queue behind the calls whose fate it foretells.
-        self._ping_engine = _engine(url, pool_size=1, pool_wait=PING_SECONDS)
+        self._ping_engine = _engine(url, SESSION, pool_size=1, pool_wait=PING_SECONDS)
         # Kept by whoever pings. While False, calls are refused at once instead of waiting.
         self.reachable = True
+        self.writable = True
 
     async def close(self) -> None:
-        await self._engine.dispose()
-        await self._ping_engine.dispose()
+        """Take leave of the database, unless that says nothing."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._engine.dispose()
+                await self._ping_engine.dispose()
+
+    def require_reachable(self) -> None:
+        if not self.reachable:
+            raise Unavailable("DATABASE_UNAVAILABLE")
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Snapshot]:
         async with self._connect() as (connection, driver):
-            try:
-                yield Snapshot(Connection(connection, driver))
-            except LOST:
-                await connection.invalidate()
-                raise
+            yield Snapshot(Connection(connection, driver))
 
     @asynccontextmanager
     async def transaction(self, *, lock: int | None = None) -> AsyncIterator[Transaction]:
         """One transaction; with `lock`, alone under that advisory lock from its first moment."""
+        if self.reachable and not self.writable:
+            raise Unavailable("DATABASE_READ_ONLY")
         async with self._connect() as (connection, driver):
-            begin = BEGIN if lock is None else f"{BEGIN}; SELECT pg_advisory_xact_lock({lock})"
             try:
-                await driver.execute(begin)
+                await _begin(driver, lock)
                 transaction = Transaction(Connection(connection, driver))
                 yield transaction
-                if transaction.dry_run:
-                    await driver.execute("ROLLBACK")
-                    return
-                mark = transaction.connection.mark or await _mark(driver)
+                mark = transaction.connection.mark
+                if not transaction.dry_run and mark is None:
+                    mark = await _mark(driver)
             except BaseException as error:
-                await _roll_back(connection, driver, error)
+                if not _is_lost(error):
+                    await driver.execute("ROLLBACK")
                 raise
-            await self._commit(connection, driver, mark)
+            if transaction.dry_run:
+                await driver.execute("ROLLBACK")
+            else:
+                await self._commit(connection, driver, mark)
 
     async def ping(self) -> Condition:
         """Ask the database how it is, within PING_SECONDS; raises Unavailable."""
         try:
-            async with asyncio.timeout(PING_SECONDS), self._ping_engine.connect() as connection:
-                row = (
-                    await connection.execute(
-                        text(
-                            "SELECT NOT pg_is_in_recovery() AS writable,"
-                            " to_regclass('alembic_version') IS NOT NULL AS migrated"
-                        )
-                    )
-                ).one()
-                revision = row.migrated and await connection.scalar(
-                    text("SELECT version_num FROM alembic_version")
-                )
-                return Condition(revision or None, row.writable)
+            async with (
+                asyncio.timeout(PING_SECONDS),
+                _checkout(self._ping_engine) as (_, driver),
+            ):
+                row = await driver.fetchrow(PING)
+        except asyncpg.UndefinedTableError:
+            return Condition(None, writable=True)
         except (*LOST, exc.SQLAlchemyError, asyncpg.PostgresError) as error:
-            raise Unavailable("DATABASE_UNAVAILABLE") from error
+            raise Unavailable("DATABASE_UNAVAILABLE") from _cause(error)
+        return Condition(row["revision"], row["writable"]) if row else Condition(None, True)
 
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[tuple[AsyncConnection, Any]]:
-        if not self.reachable:
-            raise Unavailable("DATABASE_UNAVAILABLE")
+        self.require_reachable()
         try:
-            async with self._engine.connect() as connection:
-                proxy = await connection.get_raw_connection()
-                yield connection, proxy.driver_connection
+            async with _checkout(self._engine) as checked_out:
+                yield checked_out
         except (*LOST, exc.SQLAlchemyError, asyncpg.PostgresError) as error:
-            raise translate(error) from error
+            translated = translate(error)
+            if translated.reason == "DATABASE_READ_ONLY":
+                # The writer may be elsewhere by now: connect anew.
+                await self._engine.dispose()
+            raise translated from error
 
     async def _commit(self, connection: AsyncConnection, driver: Any, mark: Mark | None) -> None:
         """COMMIT, once. When its answer is lost, find out what happened instead of repeating it."""
         try:
             await driver.execute("COMMIT")
         except (*LOST, asyncpg.PostgresError) as error:
-            await connection.invalidate()
             if mark is None:
-                return
-            if not _lost(error):
+                # Nothing was written, so nothing can be lost.
+                return await _discard(connection, driver)
+            if not _is_lost(error):
                 raise
-            # Not through a pool that may be empty, nor refused by what a ping thinks.
-            await asyncio.shield(self._resolve(mark))
+            life = connection.info["life"]
+            await _discard(connection, driver)
+            await self._resolve(mark, life)
 
-    async def _resolve(self, mark: Mark) -> None:
-        """Return if the transaction took effect; raise Unavailable if not, Unknown if unknowable.
-
-        After a crash an unfinished transaction counts as aborted; "in progress" is a backend that
-        has not noticed yet that its client is gone.
-        """
+    async def _resolve(self, mark: Mark, life: str) -> None:
+        """Return if it took effect; raise Unavailable if not, Unknown if nobody knows."""
         log.warning("commit_uncertain", xid=mark.xid)
-        try:
+        fate = "unknown"
+        with suppress(TimeoutError):
             async with asyncio.timeout(RESOLVE_SECONDS):
-                while (status := await self._outcome(mark)) in (None, "in progress"):
+                while (found := await self._fate(mark, life)) is None:
                     await asyncio.sleep(0.05)
-        except TimeoutError as error:
-            status = "unknown"
-            log.error("commit_unresolved", xid=mark.xid)
-            raise Unknown("COMMIT_OUTCOME_UNKNOWN") from error
-        finally:
-            log.warning("commit_resolved", xid=mark.xid, status=status)
-        if status == "aborted":
+                fate = found
+        log.warning("commit_resolved", xid=mark.xid, fate=fate)
+        if fate == "aborted":
             raise Unavailable("DATABASE_UNAVAILABLE")
-        if status != "committed":
+        if fate != "committed":
             raise Unknown("COMMIT_OUTCOME_UNKNOWN")
 
-    async def _outcome(self, mark: Mark) -> str | None:
-        """The transaction's status by PostgreSQL's own record; None while nobody answers."""
+    async def _fate(self, mark: Mark, life: str) -> str | None:
+        """What became of a transaction, by PostgreSQL's own record; None while it does not tell.
+
+        A transaction that had not reached the disk when PostgreSQL crashed is forgotten together
+        with its number, and the number is given out anew: after a crash, or on another timeline,
+        "committed" may be somebody else's. Everything else then means that ours is not there.
+        """
+        # Not through a pool that may be empty, nor refused by what a ping thinks.
         try:
-            async with self._ping_engine.connect() as connection:
-                proxy = await connection.get_raw_connection()
-                driver: Any = proxy.driver_connection
-                row = await driver.fetchrow(OUTCOME, mark.xid)
-        except (*LOST, exc.SQLAlchemyError) as error:
-            log.info("commit_resolving", xid=mark.xid, error=str(error))
+            async with _checkout(self._ping_engine) as (_, driver):
+                history = await driver.fetchrow(HISTORY)
+                self.reachable = True
+                is_ours = (history["timeline"], history["life"]) == (mark.timeline, life)
+                try:
+                    status = await driver.fetchval(STATUS, mark.xid)
+                except asyncpg.InvalidParameterValueError:
+                    return "aborted"  # a number of the future: not given out anew yet
+                if status == "in progress" and is_ours:
+                    await driver.execute(END_BACKEND, mark.xid)
+                    return None
+        except (*LOST, exc.SQLAlchemyError, asyncpg.PostgresError) as error:
+            log.info("commit_resolving", xid=mark.xid, error=text_of(_cause(error)))
             return None
-        except asyncpg.PostgresError as error:
-            # Starting up again, or a standby; a number from the future (22023) is for good.
-            return "unknown" if error.sqlstate == "22023" else None
-        if row["timeline"] != mark.timeline:
+        if status is None or (status == "committed" and not is_ours):
             return "unknown"
-        return str(row["status"] or "unknown")
+        return "committed" if status == "committed" else "aborted"
 
 
-def _engine(url: str, *, pool_size: int, pool_wait: float) -> AsyncEngine:
+@asynccontextmanager
+async def _checkout(engine: AsyncEngine) -> AsyncIterator[tuple[AsyncConnection, Any]]:
+    """A connection of the pool and the driver's beneath it; not to be used again if it broke."""
+    async with engine.connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        try:
+            yield connection, driver
+        except BaseException as error:
+            if _is_lost(error):
+                await _discard(connection, driver)
+            raise
+
+
+async def _discard(connection: AsyncConnection, driver: Any) -> None:
+    # SQLAlchemy would take leave of it, and wait two seconds for an answer.
+    driver.terminate()
+    await connection.invalidate()
+
+
+def _engine(url: str, session: dict[str, str], *, pool_size: int, pool_wait: float) -> AsyncEngine:
     engine = create_async_engine(
         driver_url(url),
         isolation_level="AUTOCOMMIT",
@@ -274,14 +349,22 @@ def _engine(url: str, *, pool_size: int, pool_wait: float) -> AsyncEngine:
         connect_args={
             "timeout": CONNECT_SECONDS,
             "command_timeout": COMMAND_SECONDS,
-            "server_settings": SESSION,
+            "server_settings": session,
         },
         # JSON stays text between the database and the wire.
         json_serializer=str,
         json_deserializer=str,
+        # They are what our users say.
+        hide_parameters=True,
     )
+    event.listen(engine.sync_engine, "connect", _note_life)
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
     return engine
+
+
+def _note_life(dbapi_connection: Any, record: Any) -> None:
+    """Remember which life of the database this is: no connection outlives a crash."""
+    record.info["life"] = dbapi_connection.run_async(lambda driver: driver.fetchval(LIFE))
 
 
 def _refuse_closed(dbapi_connection: Any, _record: object, _proxy: object) -> None:
@@ -290,66 +373,69 @@ def _refuse_closed(dbapi_connection: Any, _record: object, _proxy: object) -> No
         raise exc.DisconnectionError
 
 
+async def _begin(driver: Any, lock: int | None) -> None:
+    try:
+        await driver.execute(
+            BEGIN if lock is None else f"{BEGIN}; SELECT pg_advisory_xact_lock({lock})"
+        )
+    except asyncpg.FeatureNotSupportedError as error:
+        # How a standby answers READ WRITE.
+        raise asyncpg.ReadOnlySQLTransactionError(*error.args) from error
+
+
 async def _mark(driver: Any) -> Mark | None:
     row = await driver.fetchrow(MARK)
     return Mark(row["xid"], row["timeline"]) if row["xid"] else None
 
 
-async def _roll_back(connection: AsyncConnection, driver: Any, error: BaseException) -> None:
-    """Leave a clean connection, or none."""
-    try:
-        if isinstance(error, TimeoutError | asyncio.CancelledError) or driver.is_closed():
-            await connection.invalidate()
-        else:
-            await driver.execute("ROLLBACK")
-    except (*LOST, asyncpg.PostgresError):
-        await connection.invalidate()
-
-
 def _cause(error: BaseException) -> BaseException:
     """The driver's own exception behind SQLAlchemy's."""
     if isinstance(error, exc.DBAPIError) and error.orig is not None:
-        error = error.orig
-    return error.__cause__ if isinstance(error.__cause__, asyncpg.PostgresError) else error
+        return error.orig.__cause__ or error.orig
+    return error
 
 
-def _lost(error: BaseException) -> bool:
-    """Whether the connection went, rather than that the server said no."""
-    state = getattr(_cause(error), "sqlstate", None) or ""
-    return not state or state.startswith(("08", "57P"))
+def _is_lost(error: BaseException) -> bool:
+    """Whether the connection is of no use any more, rather than that the server said no."""
+    cause = _cause(error)
+    if isinstance(cause, asyncpg.PostgresError):
+        # 25P03, 25P04: it was idle, or at work, for longer than a transaction may be.
+        return (cause.sqlstate or "").startswith(("08", "57P", "25P03", "25P04"))
+    return isinstance(cause, (*LOST, asyncio.CancelledError)) and not _is_bad_value(cause)
+
+
+def _is_bad_value(cause: BaseException) -> bool:
+    """Whether the driver refused an argument: an InterfaceError too, of all things."""
+    return isinstance(cause, ValueError) and isinstance(cause, asyncpg.InterfaceError)
 
 
 def translate(error: BaseException) -> ParleyError:
     """The domain's error for the database's, by SQLSTATE; what is nobody's fault but ours, raises.
 
-    Certain to have had no effect, except where the name says otherwise: only COMMIT itself is
-    uncertain, and COMMIT is resolved before its error comes here.
+    Certain to have had no effect: only COMMIT itself is uncertain, and COMMIT is resolved before
+    its error comes here.
     """
     if isinstance(error, exc.TimeoutError):
         return Unavailable("OVERLOADED")
     cause = _cause(error)
     state = getattr(cause, "sqlstate", None) or ""
-    if state in ("40001", "40P01"):
+    if state in ("40001", "40P01") or isinstance(cause, STALE):
         return Aborted("CONFLICT", retry_after=0.05)
     if state == "55P03":
         return Aborted("LOCK_TIMEOUT", retry_after=0.5)
     if state == "57014":
-        return DeadlineExceeded("DEADLINE_EXCEEDED")
+        # No client's deadline does that: it is the limit of every statement.
+        return Unavailable("OVERLOADED")
     if state == "25006":
         return Unavailable("DATABASE_READ_ONLY")
-    if state.startswith(("53", "57P", "08", "25P")):
+    # 28, 3D: the database does not let us in.
+    if _is_lost(error) or state.startswith(("53", "28", "3D")):
         return Unavailable("DATABASE_UNAVAILABLE")
-    if state.startswith(("22", "54")):
-        log.error("validation_gap", sqlstate=state, error=str(cause))
+    if state.startswith(("22", "54")) or _is_bad_value(cause):
+        log.error("validation_gap", exc_info=error)
         return InvalidArgument("INVALID_VALUE", field="request", rule="the database refused it")
     if state.startswith("XX00"):
-        return DataLoss("DATA_LOSS", correlation_id="in the log")
-    if not state and _is_lost(cause):
-        return Unavailable("DATABASE_UNAVAILABLE")
+        correlation_id = uuid4().hex
+        log.error("data_loss", correlation_id=correlation_id, exc_info=error)
+        return DataLoss("DATA_LOSS", correlation_id=correlation_id)
     raise error
-
-
-def _is_lost(cause: BaseException) -> bool:
-    if isinstance(cause, exc.DBAPIError):
-        return bool(cause.connection_invalidated)
-    return isinstance(cause, LOST) or isinstance(cause.__cause__, LOST)

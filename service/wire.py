@@ -22,8 +22,9 @@ from service.domain import (
 from service.fields import EPOCH, Fields
 from service.identity import Actor
 from service.repositories.base import Row
-from service.rules.etags import etag_of
+from service.rules.etags import current_etag, etag_of
 from service.rules.messages import Draft, Numbered
+from service.rules.metadata import merged
 
 
 def _numbers(kind: type[StrEnum]) -> dict[str, Any]:
@@ -84,8 +85,7 @@ def conversation(row: Row) -> conversation_pb2.Conversation:
     seen.version = row["version"]
     seen.participant_count = row["participant_count"]
     seen.total_tokens_used = row["total_tokens_used"]
-    if row["last_activity_at"]:
-        _time(seen.last_activity_time, row["last_activity_at"])
+    _time(seen.last_activity_time, row["last_activity_at"] or row["created_at"])
     seen.etag = etag_of(row["id"], row["revision"])
     _times(seen, row)
     return seen
@@ -134,7 +134,7 @@ def message(row: Row) -> message_pb2.Message:
         parent_message_id=_id(row["parent_message_id"]),
         external_id=row["external_id"] or "",
         revision=row["revision"],
-        etag=etag_of(row["id"], row["revision"]),
+        etag=current_etag(row),
     )
     if row["sent_at"]:
         _time(seen.sent_time, row["sent_at"])
@@ -188,15 +188,26 @@ def sent_message(message: message_pb2.Message) -> message_pb2.SentMessage:
     )
 
 
-ResourceT = TypeVar("ResourceT", user_pb2.User, conversation_pb2.Conversation, message_pb2.Message)
+ResourceT = TypeVar(
+    "ResourceT",
+    user_pb2.User,
+    conversation_pb2.Conversation,
+    participant_pb2.Participant,
+    message_pb2.Message,
+)
+
+# What only making a resource gives.
+MADE = (
+    "id", "sequence", "etag", "create_time", "update_time", "last_activity_time", "status_time",
+    "join_time", "leave_time",
+)  # fmt: skip
 
 
 def unmade(resource: ResourceT) -> ResourceT:
-    """The resource that a dry run would have made: without what only making it gives."""
-    resource.ClearField("id")
-    resource.ClearField("etag")
-    resource.ClearField("create_time")
-    resource.ClearField("update_time")
+    """The resource that a dry run would have made: without id, sequence, etag and times."""
+    for name in MADE:
+        if name in resource.DESCRIPTOR.fields_by_name:
+            resource.ClearField(name)  # type: ignore[arg-type]
     return resource
 
 
@@ -252,6 +263,15 @@ def _fill_list(to: ListValue, items: list[Any]) -> None:
 # In
 
 
+def patched(fields: Fields, metadata: str, patch: str) -> str:
+    """Stored metadata after a request's metadata_patch; within the limits, as any metadata is."""
+    if patch == "{}":
+        return metadata
+    result = Struct()
+    _fill(result, merged(json.loads(metadata), json.loads(patch)))
+    return fields.metadata("metadata_patch", result)
+
+
 def draft(
     fields: Fields,
     request: message_pb2.SendMessageRequest | message_pb2.NewMessage,
@@ -261,6 +281,8 @@ def draft(
 ) -> tuple[Draft, UUID | str | None]:
     """A message to append, and its sender as named: an id or a username to look up."""
     sender = fields.user(f"{at}sender_id", request.sender_id, required=False)
+    if actor and not request.sender_id:
+        sender = actor.id
     role = fields.enum(f"{at}role", request.role, MessageRole)
     if role is MessageRole.USER and request.role and not request.sender_id and not actor:
         fields.reject("REQUIRED", f"{at}sender_id")
@@ -280,7 +302,7 @@ def draft(
         Draft(
             field=at,
             sender=request.sender_id,
-            sender_id=actor.id if actor else sender if isinstance(sender, UUID) else None,
+            sender_id=sender if isinstance(sender, UUID) else None,
             role=role,
             content=content,
             metadata=metadata,

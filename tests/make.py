@@ -1,12 +1,15 @@
 """Arrange in one line: a client of the service, and the things that tests talk about."""
 
-from collections.abc import Awaitable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import asyncpg
 import grpc
 from google.rpc import error_details_pb2, status_pb2
+
 from parley.v1 import (
     conversation_pb2,
     conversation_pb2_grpc,
@@ -116,6 +119,16 @@ class Client:
         )
         return (await self.messages.SendMessage(request)).message  # type: ignore[no-any-return]
 
+    async def send(
+        self, conversation: Conversation, content: str = "hello", **values: Any
+    ) -> Message:
+        """A message sent by whoever this client acts for."""
+        values.setdefault("role", USER)
+        request = message_pb2.SendMessageRequest(
+            conversation_id=conversation.id, content=content, **values
+        )
+        return (await self.messages.SendMessage(request)).message  # type: ignore[no-any-return]
+
     async def all_messages(self, conversation: Conversation, **filters: Any) -> list[Message]:
         """Every message of the conversation, oldest first, page by page."""
         found: list[Message] = []
@@ -134,6 +147,99 @@ class Client:
             token = page.next_page_token
             if not token:
                 return found
+
+    async def invite(self, conversation: Conversation, user: User, **values: Any) -> Participant:
+        """An invitation: by the actor or, from the system, by whom `invited_by_user_id` names."""
+        request = participant_pb2.InviteParticipantRequest(
+            conversation_id=conversation.id, user_id=user.id, **values
+        )
+        response = await self.participants.InviteParticipant(request)
+        return response.participant  # type: ignore[no-any-return]
+
+    async def accept(self, conversation: Conversation, user: User, **values: Any) -> Participant:
+        request = participant_pb2.AcceptInvitationRequest(
+            conversation_id=conversation.id, user_id=user.id, **values
+        )
+        response = await self.participants.AcceptInvitation(request)
+        return response.participant  # type: ignore[no-any-return]
+
+    async def decline(self, conversation: Conversation, user: User, **values: Any) -> Participant:
+        request = participant_pb2.DeclineInvitationRequest(
+            conversation_id=conversation.id, user_id=user.id, **values
+        )
+        response = await self.participants.DeclineInvitation(request)
+        return response.participant  # type: ignore[no-any-return]
+
+    async def leave(self, conversation: Conversation, user: User, **values: Any) -> Participant:
+        request = participant_pb2.LeaveConversationRequest(
+            conversation_id=conversation.id, user_id=user.id, **values
+        )
+        response = await self.participants.LeaveConversation(request)
+        return response.participant  # type: ignore[no-any-return]
+
+    async def participant(self, conversation: Conversation, user: User) -> Participant:
+        request = participant_pb2.GetParticipantRequest(
+            conversation_id=conversation.id, user_id=user.id
+        )
+        response = await self.participants.GetParticipant(request)
+        return response.participant  # type: ignore[no-any-return]
+
+    async def seen(self, conversation: Conversation) -> Conversation:
+        """The conversation as this client sees it now."""
+        request = conversation_pb2.GetConversationRequest(conversation_id=conversation.id)
+        response = await self.conversations.GetConversation(request)
+        return response.conversation  # type: ignore[no-any-return]
+
+
+async def is_replay(call: Any) -> bool:
+    """Whether the answer was first given to an earlier call; awaits it."""
+    await call
+    return ("x-parley-replayed", "true") in tuple(await call.trailing_metadata())
+
+
+async def insist(call: Callable[[], Awaitable[Any]]) -> Any:
+    """The call's answer, however often the service is first too busy for it."""
+    while True:
+        try:
+            return await call()
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            await asyncio.sleep(0.05)
+
+
+async def row_count(database: asyncpg.Connection) -> int:
+    """How many rows there are in all the tables that a call could leave something in."""
+    tables = ("users", "conversations", "participants", "messages", "events", "requests")
+    counts = " + ".join(f"(SELECT count(*) FROM {table})" for table in tables)
+    return await database.fetchval(f"SELECT {counts}")  # type: ignore[no-any-return]
+
+
+async def facts(database: asyncpg.Connection, conversation: Conversation) -> list[dict[str, Any]]:
+    """The conversation's events, oldest first: of each, all that it says, ids as text."""
+    rows = await database.fetch(
+        "SELECT version, type, actor_id::text, sequence, revision, user_id::text,"
+        " previous_status, status, previous_role, role, reason"
+        " FROM events WHERE conversation_id = $1 ORDER BY version",
+        UUID(conversation.id),
+    )
+    return [{name: value for name, value in row.items() if value} for row in rows]
+
+
+async def miscounted(database: asyncpg.Connection) -> list[asyncpg.Record]:
+    """Conversations whose counters are not what their rows say, or whose events have a hole."""
+    return await database.fetch("""
+        SELECT * FROM (
+          SELECT c.id, c.version, c.participant_count, c.last_sequence,
+            (SELECT count(*) FROM events e WHERE e.conversation_id = c.id) AS event_count,
+            (SELECT max(e.version) FROM events e WHERE e.conversation_id = c.id) AS last_version,
+            (SELECT count(*) FROM participants p
+             WHERE p.conversation_id = c.id AND p.status = 'JOINED') AS joined,
+            (SELECT count(*) FROM messages m WHERE m.conversation_id = c.id) AS message_count
+          FROM conversations c) AS counted
+        WHERE version <> event_count OR version <> last_version OR participant_count <> joined
+           OR last_sequence <> message_count
+        """)
 
 
 @dataclass(frozen=True)
@@ -162,7 +268,7 @@ async def failure(call: Awaitable[Any]) -> Failure:
 
 
 def failure_of(error: grpc.aio.AioRpcError) -> Failure:
-    trailers = {key: value for key, value in error.trailing_metadata() or ()}
+    trailers = dict(tuple(error.trailing_metadata() or ()))
     values: dict[str, Any] = {}
     status = status_pb2.Status.FromString(trailers.get("grpc-status-details-bin", b""))
     for detail in status.details:

@@ -4,12 +4,15 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from service.models.event import Xid8
-
 revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
+
+
+class Xid8(sa.types.UserDefinedType[str]):
+    def get_col_spec(self, **_: object) -> str:
+        return "xid8"
 
 
 def upgrade() -> None:
@@ -53,9 +56,13 @@ def upgrade() -> None:
         sa.Column("role", sa.Text(), nullable=True),
         sa.Column("reason", sa.Text(), server_default="", nullable=False),
         sa.CheckConstraint(
-            "type IN ('CONVERSATION_CREATED', 'CONVERSATION_UPDATED', 'CONVERSATION_DELETED', 'CONVERSATION_UNDELETED', 'CONVERSATION_PURGED', 'PARTICIPANT_CHANGED', 'READ_CURSOR_MOVED', 'MESSAGE_CREATED', 'MESSAGE_UPDATED', 'MESSAGE_DELETED', 'MESSAGE_UNDELETED', 'LIVE_MESSAGE_STARTED', 'LIVE_MESSAGE_FINISHED')",
+            "type IN ('CONVERSATION_CREATED', 'CONVERSATION_UPDATED', 'CONVERSATION_DELETED',"
+            " 'CONVERSATION_UNDELETED', 'CONVERSATION_PURGED', 'PARTICIPANT_CHANGED',"
+            " 'READ_CURSOR_MOVED', 'MESSAGE_CREATED', 'MESSAGE_UPDATED', 'MESSAGE_DELETED',"
+            " 'MESSAGE_UNDELETED', 'LIVE_MESSAGE_STARTED', 'LIVE_MESSAGE_FINISHED')",
             name=op.f("ck_events_type"),
         ),
+        sa.CheckConstraint("version >= 1", name=op.f("ck_events_version_positive")),
         sa.PrimaryKeyConstraint("conversation_id", "version", name=op.f("pk_events")),
     )
     op.create_index(
@@ -97,6 +104,9 @@ def upgrade() -> None:
         ),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint(
+            "octet_length(secret_hash) = 32", name=op.f("ck_tokens_secret_hash_length")
+        ),
         sa.PrimaryKeyConstraint("key_id", name=op.f("pk_tokens")),
     )
     op.create_table(
@@ -222,7 +232,8 @@ def upgrade() -> None:
             name=op.f("ck_conversations_slug_form"),
         ),
         sa.CheckConstraint(
-            "last_sequence >= 0 AND version >= 0 AND participant_count >= 0 AND total_tokens_used >= 0",
+            "last_sequence >= 0 AND version >= 0 AND participant_count >= 0"
+            " AND total_tokens_used >= 0",
             name=op.f("ck_conversations_counters"),
         ),
         sa.ForeignKeyConstraint(
@@ -240,9 +251,9 @@ def upgrade() -> None:
         unique=False,
     )
     op.create_index(
-        op.f("ix_conversations_creator_id"),
+        "ix_conversations_creator",
         "conversations",
-        ["creator_id"],
+        ["creator_id", "created_at", "id"],
         unique=False,
     )
     op.create_index(
@@ -312,11 +323,15 @@ def upgrade() -> None:
             name=op.f("ck_participants_joined_at"),
         ),
         sa.CheckConstraint(
+            "status NOT IN ('LEFT', 'REMOVED') OR left_at IS NOT NULL",
+            name=op.f("ck_participants_left_at"),
+        ),
+        sa.CheckConstraint(
             "status IN ('INVITED', 'JOINED', 'DECLINED', 'REVOKED', 'LEFT', 'REMOVED')",
             name=op.f("ck_participants_status"),
         ),
         sa.CheckConstraint(
-            "visible_from_sequence >= 1 AND last_read_sequence >= 0",
+            "visible_from_sequence >= 1 AND visible_to_sequence >= 0 AND last_read_sequence >= 0",
             name=op.f("ck_participants_cursors"),
         ),
         sa.ForeignKeyConstraint(
@@ -400,6 +415,7 @@ def upgrade() -> None:
         unique=True,
         postgresql_nulls_not_distinct=True,
     )
+    op.execute("ALTER TABLE requests REPLICA IDENTITY FULL")
     op.create_table(
         "messages",
         sa.Column("conversation_id", sa.Uuid(), nullable=False),
@@ -444,6 +460,10 @@ def upgrade() -> None:
         sa.CheckConstraint(
             "role <> 'USER' OR sender_id IS NOT NULL",
             name=op.f("ck_messages_user_has_sender"),
+        ),
+        sa.CheckConstraint(
+            "id <> reply_to_message_id AND id <> parent_message_id",
+            name=op.f("ck_messages_not_about_itself"),
         ),
         sa.CheckConstraint(
             "role IN ('USER', 'ASSISTANT', 'SYSTEM', 'TOOL')",
@@ -515,6 +535,7 @@ def upgrade() -> None:
         "messages",
         ["conversation_id", "sender_id", "sequence"],
         unique=False,
+        postgresql_where=sa.text("sender_id IS NOT NULL"),
     )
     op.create_index(
         "uq_messages_external_id",

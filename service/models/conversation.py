@@ -23,10 +23,13 @@ class Conversation(BaseModel):
 
     title: Mapped[str] = mapped_column(server_default="")
     slug: Mapped[str] = mapped_column(Name)
-    creator_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"), index=True)
+    creator_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"))
     is_active: Mapped[bool] = mapped_column(server_default=text("true"))
     members_may_invite: Mapped[bool] = mapped_column(server_default=text("true"))
     is_direct: Mapped[bool] = mapped_column(server_default=text("false"))
+    # Whose direct conversation it is, in the order of their ids: a pair has no first and second.
+    direct_first_user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id"))
+    direct_second_user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id"))
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)
     external_id: Mapped[str | None] = mapped_column(Name)
     revision: Mapped[int] = mapped_column(server_default=text("1"))
@@ -62,7 +65,22 @@ class Conversation(BaseModel):
     __table_args__ = (
         UniqueConstraint("slug", name="uq_conversations_slug"),
         UniqueConstraint("external_id", name="uq_conversations_external_id"),
+        # In the order of the list, of all conversations and of those that one user created.
         Index("ix_conversations_created_at_id", "created_at", "id"),
+        Index("ix_conversations_creator", "creator_id", "created_at", "id"),
+        # One for each pair, whoever races.
+        Index(
+            "uq_conversations_direct",
+            "direct_first_user_id",
+            "direct_second_user_id",
+            unique=True,
+            postgresql_where=text("direct_first_user_id IS NOT NULL"),
+        ),
+        Index(
+            "ix_conversations_direct_second_user_id",
+            "direct_second_user_id",
+            postgresql_where=text("direct_second_user_id IS NOT NULL"),
+        ),
         Index(
             "ix_conversations_metadata",
             "metadata",
@@ -72,6 +90,12 @@ class Conversation(BaseModel):
         ),
         CheckConstraint("slug ~ '^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$'", name="slug_form"),
         CheckConstraint("jsonb_typeof(metadata) = 'object'", name="metadata_object"),
+        CheckConstraint(
+            "num_nulls(direct_first_user_id, direct_second_user_id)"
+            " = CASE WHEN is_direct THEN 0 ELSE 2 END",
+            name="direct_pair",
+        ),
+        CheckConstraint("direct_first_user_id < direct_second_user_id", name="direct_order"),
         CheckConstraint(
             "last_sequence >= 0 AND version >= 0 AND participant_count >= 0"
             " AND total_tokens_used >= 0",

@@ -1,7 +1,7 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Index, func, text
+from sqlalchemy import BigInteger, CheckConstraint, Index, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import UserDefinedType
 
@@ -54,6 +54,7 @@ class Event(Base):
             postgresql_where=text("user_id IS NOT NULL"),
         ),
         one_of("type", EventType),
+        CheckConstraint("version >= 1", name="version_positive"),
     )
 
 

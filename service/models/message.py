@@ -58,22 +58,52 @@ class Message(Base, Timestamped, SoftDeleted):
     sent_at: Mapped[datetime | None]
     external_id: Mapped[str | None] = mapped_column(Name)
     revision: Mapped[int] = mapped_column(server_default=text("1"))
+    # Who deleted it (nobody: the system), and how often it was deleted or undeleted: that changes
+    # its etag, but not what it says, which `revision` counts.
+    deleted_by_user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id"))
+    mark_count: Mapped[int] = mapped_column(server_default=text("0"))
 
     conversation: Mapped["Conversation"] = relationship(
         back_populates="messages", foreign_keys=[conversation_id], lazy="raise"
     )
+    # All of these share their first column with `conversation`, which alone writes it.
     sender: Mapped["Participant | None"] = relationship(
-        foreign_keys=[conversation_id, sender_id], lazy="raise", viewonly=True
+        back_populates="sent_messages",
+        foreign_keys=[conversation_id, sender_id],
+        lazy="raise",
+        viewonly=True,
     )
     reply_to: Mapped["Message | None"] = relationship(
+        back_populates="replies",
         foreign_keys=[conversation_id, reply_to_message_id],
         remote_side=[conversation_id, id],
         lazy="raise",
         viewonly=True,
     )
+    replies: Mapped[list["Message"]] = relationship(
+        back_populates="reply_to",
+        foreign_keys=[conversation_id, reply_to_message_id],
+        order_by=sequence,
+        lazy="raise",
+        viewonly=True,
+    )
     parent: Mapped["Message | None"] = relationship(
+        back_populates="branches",
         foreign_keys=[conversation_id, parent_message_id],
         remote_side=[conversation_id, id],
+        lazy="raise",
+        viewonly=True,
+    )
+    branches: Mapped[list["Message"]] = relationship(
+        back_populates="parent",
+        foreign_keys=[conversation_id, parent_message_id],
+        order_by=sequence,
+        lazy="raise",
+        viewonly=True,
+    )
+    invitations: Mapped[list["Participant"]] = relationship(
+        back_populates="initial_message",
+        foreign_keys="[Participant.conversation_id, Participant.initial_message_id]",
         lazy="raise",
         viewonly=True,
     )
@@ -88,7 +118,13 @@ class Message(Base, Timestamped, SoftDeleted):
             ["participants.conversation_id", "participants.user_id"],
             name="fk_messages_sender",
         ),
-        Index("ix_messages_sender", "conversation_id", "sender_id", "sequence"),
+        Index(
+            "ix_messages_sender",
+            "conversation_id",
+            "sender_id",
+            "sequence",
+            postgresql_where=text("sender_id IS NOT NULL"),
+        ),
         ForeignKeyConstraint(
             ["conversation_id", "reply_to_message_id"],
             ["messages.conversation_id", "messages.id"],
@@ -112,6 +148,11 @@ class Message(Base, Timestamped, SoftDeleted):
             postgresql_where=text("parent_message_id IS NOT NULL"),
         ),
         Index(
+            "ix_messages_deleted_by_user_id",
+            "deleted_by_user_id",
+            postgresql_where=text("deleted_by_user_id IS NOT NULL"),
+        ),
+        Index(
             "uq_messages_external_id",
             "conversation_id",
             "external_id",
@@ -130,6 +171,9 @@ class Message(Base, Timestamped, SoftDeleted):
         CheckConstraint("sequence >= 1", name="sequence_positive"),
         CheckConstraint("octet_length(content) <= 262144", name="content_length"),
         CheckConstraint("role <> 'USER' OR sender_id IS NOT NULL", name="user_has_sender"),
+        CheckConstraint(
+            "id <> reply_to_message_id AND id <> parent_message_id", name="not_about_itself"
+        ),
         CheckConstraint("jsonb_typeof(metadata) = 'object'", name="metadata_object"),
         CheckConstraint(
             "tokens_used >= 0 AND input_tokens >= 0 AND output_tokens >= 0", name="tokens"

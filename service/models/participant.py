@@ -57,10 +57,21 @@ class Participant(Base, Timestamped):
         back_populates="participations", foreign_keys=[user_id], lazy="raise"
     )
     invited_by: Mapped["User | None"] = relationship(
-        foreign_keys=[invited_by_user_id], lazy="raise"
+        back_populates="invitations_made", foreign_keys=[invited_by_user_id], lazy="raise"
     )
+    # These two share their first column with `conversation`, which alone writes it.
     initial_message: Mapped["Message | None"] = relationship(
-        foreign_keys=[conversation_id, initial_message_id], lazy="raise", viewonly=True
+        back_populates="invitations",
+        foreign_keys=[conversation_id, initial_message_id],
+        lazy="raise",
+        viewonly=True,
+    )
+    sent_messages: Mapped[list["Message"]] = relationship(
+        back_populates="sender",
+        foreign_keys="[Message.conversation_id, Message.sender_id]",
+        order_by="Message.sequence",
+        lazy="raise",
+        viewonly=True,
     )
 
     __table_args__ = (
@@ -92,6 +103,10 @@ class Participant(Base, Timestamped):
         one_of("role", ParticipantRole),
         CheckConstraint("(status = 'JOINED') = (visible_to_sequence IS NULL)", name="window_open"),
         CheckConstraint("status <> 'JOINED' OR joined_at IS NOT NULL", name="joined_at"),
-        CheckConstraint("visible_from_sequence >= 1 AND last_read_sequence >= 0", name="cursors"),
+        CheckConstraint("status NOT IN ('LEFT', 'REMOVED') OR left_at IS NOT NULL", name="left_at"),
+        CheckConstraint(
+            "visible_from_sequence >= 1 AND visible_to_sequence >= 0 AND last_read_sequence >= 0",
+            name="cursors",
+        ),
         {"postgresql_with": {"fillfactor": "80"}},
     )

@@ -1,7 +1,17 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, func, text
+from sqlalchemy import (
+    DDL,
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    event,
+    func,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.models.base import Base
@@ -12,7 +22,8 @@ class Request(Base):
 
     `key` is a digest of caller, actor, RPC and request_id; the conversation, where the request
     names one, completes the scope. Rows live as long as their conversation; those without one are
-    pruned after a week.
+    pruned after a week. What may end a conversation, or the name it was called by, keeps its rows
+    outside, with that name in the digest.
     """
 
     __tablename__ = "requests"
@@ -27,6 +38,9 @@ class Request(Base):
     subject_id: Mapped[UUID | None]
     sequence: Mapped[int | None] = mapped_column(BigInteger)
     message_count: Mapped[int | None]
+    # What else it answered: how many participants were purged, whether anything was created.
+    participant_count: Mapped[int | None]
+    created: Mapped[bool | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
 
     # The database's key is the unique index below, whose conversation may be absent.
@@ -48,3 +62,9 @@ class Request(Base):
             "octet_length(key) = 16 AND octet_length(payload_hash) = 32", name="digests"
         ),
     )
+
+
+# Without a primary key a row must be named whole, or the first logical replica of the database
+# (an upgrade without downtime is one) makes every deletion here fail.
+identity = DDL("ALTER TABLE requests REPLICA IDENTITY FULL")  # type: ignore[no-untyped-call]
+event.listen(Request.__table__, "after_create", identity)

@@ -35,6 +35,9 @@ class User(BaseModel):
     participations: Mapped[list["Participant"]] = relationship(
         back_populates="user", foreign_keys="Participant.user_id", lazy="raise"
     )
+    invitations_made: Mapped[list["Participant"]] = relationship(
+        back_populates="invited_by", foreign_keys="Participant.invited_by_user_id", lazy="raise"
+    )
 
     __table_args__ = (
         UniqueConstraint("username", name="uq_users_username"),

@@ -1,10 +1,24 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import and_, exists, literal, or_, select, text, tuple_
+from sqlalchemy import (
+    Text,
+    and_,
+    delete,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql import ColumnElement
 
@@ -15,6 +29,7 @@ from service.models.base import HAS_METADATA
 from service.repositories.base import Repository, Row, columns_of, tables
 from service.repositories.events import Events, Fact
 from service.repositories.visibility import FIRST, LAST, SEES, SHOWN
+from service.rules.conversations import Pair
 
 conversations = tables["conversations"].alias("c")
 participants = tables["participants"].alias("p")
@@ -25,6 +40,7 @@ CONVERSATION = columns_of("conversations", "c")
 # window. No row where the conversation is missing or hidden.
 VIEWS = f"""
 SELECT k.position, {CONVERSATION}, k.actor_id, p.status, p.role, p.joined_at,
+       COALESCE({SEES}, false) AS sees,
        {FIRST} AS first_sequence, {LAST} AS final_sequence, {SHOWN} AS shown_message_id
 FROM unnest($1::uuid[], $2::text[], $3::uuid[])
   WITH ORDINALITY AS k(id, slug, actor_id, position)
@@ -36,8 +52,21 @@ WHERE k.actor_id IS NULL OR {SEES}
 
 RESOLVE = "SELECT slug, id FROM conversations WHERE slug = ANY($1::text[])"
 
+COUNT = """
+SELECT (SELECT count(*) FROM messages WHERE conversation_id = $1) AS message_count,
+       (SELECT count(*) FROM participants WHERE conversation_id = $1) AS participant_count
+"""
+
 # (conversation's id or slug, actor's id or None)
 Key = tuple[UUID | str, UUID | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """What was removed together with a conversation."""
+
+    message_count: int = 0
+    participant_count: int = 0
 
 
 class Conversations(Repository):
@@ -81,10 +110,78 @@ class Conversations(Repository):
         )
         return row
 
+    async def find_direct(self, pair: Pair) -> Row | None:
+        """The direct conversation of the two."""
+        return await self._connection.row(
+            select(conversations).where(
+                conversations.c.direct_first_user_id == pair.first,
+                conversations.c.direct_second_user_id == pair.second,
+            )
+        )
+
+    async def update(
+        self, conversation: Row, changes: Mapping[str, Any], *, actor_id: UUID | None
+    ) -> None:
+        """Store new values and their event, or raise AlreadyExists if the slug is taken."""
+        changes = {**changes, "updated_at": func.clock_timestamp()}
+        try:
+            await self._change(conversation, EventType.CONVERSATION_UPDATED, changes, actor_id)
+        except IntegrityError as error:
+            # Nothing else that may be updated is unique.
+            slug = changes["slug"]
+            raise AlreadyExists(
+                "SLUG_TAKEN", "conversation", slug, field="conversation.slug"
+            ) from error
+
+    async def delete(self, conversation: Row, *, actor_id: UUID | None) -> None:
+        """Mark it as deleted; nothing beneath it is touched."""
+        mark = {"deleted_at": func.clock_timestamp()}
+        await self._change(conversation, EventType.CONVERSATION_DELETED, mark, actor_id)
+
+    async def undelete(self, conversation: Row, *, actor_id: UUID | None) -> None:
+        mark = {"deleted_at": None}
+        await self._change(conversation, EventType.CONVERSATION_UNDELETED, mark, actor_id)
+
+    async def _change(
+        self,
+        conversation: Row,
+        type: EventType,
+        columns: Mapping[str, Any],
+        actor_id: UUID | None,
+    ) -> None:
+        revision = conversation["revision"] + 1
+        await self._connection.execute(
+            update(tables["conversations"])
+            .where(tables["conversations"].c.id == conversation["id"])
+            .values(**columns, revision=revision, version=conversation["version"] + 1)
+        )
+        await Events(self._connection).record(
+            conversation_id=conversation["id"],
+            after_version=conversation["version"],
+            facts=[Fact(type=type, actor_id=actor_id, revision=revision)],
+        )
+
+    async def purge(self, conversation: Row) -> Purged:
+        """Remove it and all that hangs on it; of its events, one that says so is left."""
+        id = conversation["id"]
+        (counts,) = await self._connection.fetch(COUNT, id)
+        await self._connection.execute(
+            delete(tables["conversations"]).where(tables["conversations"].c.id == id)
+        )
+        await Events(self._connection).forget(id)
+        await Events(self._connection).record(
+            conversation_id=id,
+            after_version=conversation["version"],
+            facts=[Fact(type=EventType.CONVERSATION_PURGED, actor_id=None)],
+        )
+        return Purged(**counts)
+
     async def _taken(self, slug: str, external_id: str | None) -> AlreadyExists:
         c = conversations.c
+        # NULL = NULL is not true: what was not given is not taken.
+        has_external_id = c.external_id == literal(external_id, Text)
         holder = await self._connection.row(
-            select(c.id, c.slug).where(or_(c.slug == slug, c.external_id == external_id))
+            select(c.id, c.slug).where(or_(c.slug == slug, has_external_id))
         )
         if holder is None or holder["slug"] == slug:
             return AlreadyExists("SLUG_TAKEN", "conversation", slug, field="conversation.slug")
@@ -112,8 +209,8 @@ class Conversations(Repository):
         after: tuple[datetime, UUID] | None,
         limit: int,
     ) -> Sequence[Row]:
-        """Newest first; an actor's are those it is joined in, whole, so that no filter tells it more
-        than it may see. `after` is the (created_at, id) of the last one seen.
+        """Newest first; an actor's are those it is joined in, whole, so that no filter tells it
+        more than it may see. `after` is the (created_at, id) of the last one seen.
         """
         c, p = conversations.c, participants.c
         where: list[ColumnElement[bool]] = []

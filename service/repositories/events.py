@@ -2,10 +2,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import delete, text
 
 from service.domain import EventType
-from service.repositories.base import Repository
+from service.repositories.base import Repository, tables
+
+events = tables["events"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,12 @@ class Events(Repository):
             [fact.previous_role for fact in facts],
             [fact.role for fact in facts],
             [fact.reason for fact in facts],
+        )
+
+    async def forget(self, conversation_id: UUID) -> None:
+        """Remove every event of the conversation."""
+        await self._connection.execute(
+            delete(events).where(events.c.conversation_id == conversation_id)
         )
 
     async def begin_era(self) -> None:

@@ -34,6 +34,8 @@ SELECT count(*) FILTER (WHERE status IN ('INVITED', 'JOINED')) AS occupied,
 FROM participants WHERE conversation_id = $1
 """
 
+# A change of role alone keeps what tells of the status. The row that is offered must pass the
+# table's checks even where it is not the one that is stored.
 WRITE = """
 WITH now AS MATERIALIZED (SELECT clock_timestamp() AS at)
 INSERT INTO participants AS p
@@ -41,22 +43,26 @@ INSERT INTO participants AS p
    joined_at, left_at, status_at, status_actor_id, status_reason, visible_from_sequence,
    visible_to_sequence, created_at, updated_at)
 SELECT $1, k.user_id, k.status, k.role, k.invited_by_user_id, k.initial_message_id, k.hide_history,
-       CASE WHEN k.joins THEN now.at END, CASE WHEN k.leaves THEN now.at END, now.at, k.actor_id,
-       k.reason, k.visible_from_sequence, k.visible_to_sequence, now.at, now.at
-FROM now, unnest($2::uuid[], $3::text[], $4::text[], $5::uuid[], $6::uuid[], $7::bool[], $8::bool[],
-                 $9::bool[], $10::uuid[], $11::text[], $12::bigint[], $13::bigint[])
-  AS k(user_id, status, role, invited_by_user_id, initial_message_id, hide_history, joins, leaves,
-       actor_id, reason, visible_from_sequence, visible_to_sequence)
+       CASE WHEN k.status = 'JOINED' THEN now.at END,
+       CASE WHEN k.status IN ('LEFT', 'REMOVED') THEN now.at END,
+       now.at, k.actor_id, k.reason, k.visible_from_sequence, k.visible_to_sequence, now.at, now.at
+FROM now, unnest($2::uuid[], $3::text[], $4::text[], $5::uuid[], $6::uuid[], $7::bool[], $8::uuid[],
+                 $9::text[], $10::bigint[], $11::bigint[])
+  AS k(user_id, status, role, invited_by_user_id, initial_message_id, hide_history, actor_id,
+       reason, visible_from_sequence, visible_to_sequence)
 ON CONFLICT (conversation_id, user_id) DO UPDATE SET
   status = excluded.status, role = excluded.role,
   invited_by_user_id = excluded.invited_by_user_id,
   initial_message_id = excluded.initial_message_id, hide_history = excluded.hide_history,
-  joined_at = COALESCE(excluded.joined_at, p.joined_at),
-  left_at = CASE WHEN excluded.joined_at IS NULL THEN COALESCE(excluded.left_at, p.left_at) END,
+  joined_at = CASE WHEN p.status = excluded.status THEN p.joined_at
+                   ELSE COALESCE(excluded.joined_at, p.joined_at) END,
+  left_at = CASE WHEN p.status = excluded.status THEN p.left_at
+                 ELSE COALESCE(excluded.left_at, p.left_at) END,
   status_at = CASE WHEN p.status = excluded.status THEN p.status_at ELSE excluded.status_at END,
   status_actor_id = CASE WHEN p.status = excluded.status THEN p.status_actor_id
                          ELSE excluded.status_actor_id END,
-  status_reason = excluded.status_reason,
+  status_reason = CASE WHEN p.status = excluded.status THEN p.status_reason
+                       ELSE excluded.status_reason END,
   visible_from_sequence = excluded.visible_from_sequence,
   visible_to_sequence = excluded.visible_to_sequence,
   revision = p.revision + 1,
@@ -103,8 +109,6 @@ class Participants(Repository):
             [change.invited_by_user_id for change in changes],
             [change.initial_message_id for change in changes],
             [change.hide_history for change in changes],
-            [change.joins for change in changes],
-            [change.leaves for change in changes],
             [change.actor_id for change in changes],
             [change.reason for change in changes],
             [change.visible_from_sequence for change in changes],

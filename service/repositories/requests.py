@@ -32,9 +32,12 @@ class Requests(Repository):
         request: RequestId | None,
         *,
         conversation_id: UUID | None = None,
-        subject_id: UUID,
+        subject_id: UUID | None,
+        created: bool | None = None,
+        message_count: int | None = None,
+        participant_count: int | None = None,
     ) -> None:
-        """Note what the request made; nothing for a request without an id."""
+        """Note what the request made or found; nothing for a request without an id."""
         if request is not None:
             await self._connection.execute(
                 insert(requests).values(
@@ -42,6 +45,9 @@ class Requests(Repository):
                     key=request.key,
                     payload_hash=request.payload_hash,
                     subject_id=subject_id,
+                    created=created,
+                    message_count=message_count,
+                    participant_count=participant_count,
                 )
             )
 

@@ -1,6 +1,7 @@
+from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from service.repositories.base import Repository, Row, tables
@@ -35,6 +36,24 @@ class Tokens(Repository):
                 expires_at=expires_at,
             )
             .on_conflict_do_nothing()
+        )
+
+    async def list(self) -> Sequence[Row]:
+        """Every token there ever was, newest first; never its hash."""
+        c = tokens.c
+        return await self._connection.rows(
+            select(c.key_id, c.service, c.scopes, c.created_at, c.expires_at, c.revoked_at)
+            .order_by(c.created_at.desc(), c.key_id)
+            .limit(1000)
+        )
+
+    async def revoke(self, key_id: str) -> Row | None:
+        """End a token now; when it was ended, or None if there is no such token."""
+        return await self._connection.row(
+            update(tokens)
+            .where(tokens.c.key_id == key_id)
+            .values(revoked_at=func.coalesce(tokens.c.revoked_at, func.clock_timestamp()))
+            .returning(tokens.c.revoked_at)
         )
 
     async def signing_key(self, name: str, candidate: bytes) -> bytes:

@@ -2,8 +2,9 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, literal_column, or_, select
+from sqlalchemy import Text, func, literal, or_, select
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.sql import ColumnElement
 
 from service.errors import AlreadyExists
 from service.repositories.base import Repository, Row, columns_of, tables
@@ -40,15 +41,14 @@ class Users(Repository):
         return row
 
     async def _taken(self, columns: dict[str, Any]) -> AlreadyExists:
-        username, email = columns["username"], columns.get("email")
-        external_id = columns.get("external_id")
-        lower_email = func.lower(literal_column('email COLLATE "pg_c_utf8"'))
+        username, external_id = columns["username"], columns["external_id"]
+        # NULL = NULL is not true: what was not given is not taken.
         holder = await self._connection.row(
             select(users.c.id, users.c.username, users.c.external_id).where(
                 or_(
                     users.c.username == username,
-                    users.c.external_id == external_id,
-                    lower_email == func.lower(email),
+                    users.c.external_id == literal(external_id, Text),
+                    _lower(users.c.email) == _lower(literal(columns["email"], Text)),
                 )
             )
         )
@@ -63,3 +63,8 @@ class Users(Repository):
                 external_id=external_id,
             )
         return AlreadyExists("EMAIL_TAKEN", "user", holder["id"], field="user.email")
+
+
+def _lower(email: ColumnElement[Any]) -> ColumnElement[Any]:
+    """As the unique index has it, whatever the database's own locale."""
+    return func.lower(email.collate("pg_c_utf8"))

@@ -20,6 +20,18 @@ LAST = (
 # The one message shown by a pending invitation.
 SHOWN = "CASE WHEN p.status = 'INVITED' THEN p.initial_message_id END"
 
+# How many messages a participant (`p`) has not read of those it may, counted to 1,000: they come
+# after its cursor, are not its own and not deleted.
+UNREAD = """
+(SELECT count(*) FROM (
+   SELECT FROM messages m
+   WHERE m.conversation_id = p.conversation_id
+     AND m.sequence >= greatest(p.last_read_sequence + 1, p.visible_from_sequence)
+     AND (p.visible_to_sequence IS NULL OR m.sequence <= p.visible_to_sequence)
+     AND m.sender_id IS DISTINCT FROM p.user_id AND m.deleted_at IS NULL
+   LIMIT 1000) AS unread)
+"""
+
 
 def readable(message: str, window: str) -> str:
     """SQL: the message lies in the window, or is the one that the invitation shows."""

@@ -12,7 +12,7 @@ from uuid import UUID
 from service.domain import ParticipantRole as Role
 from service.domain import ParticipantStatus as Status
 from service.errors import FailedPrecondition, NotFound, PermissionDenied
-from service.rules.rights import MAY_GRANT, Person
+from service.rules.rights import Person, require_grantable, require_within_reach
 
 MAX_PARTICIPANTS = 1_000
 
@@ -172,21 +172,46 @@ def leave(
     gone = move(Move.LEAVE, person, last_sequence=last_sequence, actor_id=actor_id, reason=reason)
     if gone is None:
         return []
-    owns = gone.leaves and gone.role is Role.OWNER
     if successor is None:
-        if owns and owners == 1 and joined > 1:
-            raise FailedPrecondition("LAST_OWNER")
+        require_owner_remains(gone, owners=owners, joined=joined)
         return [gone]
-    if not owns:
+    if not gone.leaves or gone.role is not Role.OWNER:
         raise PermissionDenied("PERMISSION_DENIED", rule="only an owner may name a successor")
     if successor["status"] != JOINED or successor["user_id"] == person["user_id"]:
         raise FailedPrecondition("NOT_A_PARTICIPANT", field="successor_user_id")
-    promoted = promote(successor, Role.OWNER, actor_id=actor_id)
+    promoted = appoint(successor, Role.OWNER, actor_id=actor_id)
     return [promoted, gone] if promoted else [gone]
 
 
-def promote(person: Person, role: Role, *, actor_id: UUID | None) -> Change | None:
-    """The same standing under another role."""
+def dismiss(
+    call: Move,
+    person: Person,
+    *,
+    owners: int,
+    joined: int,
+    last_sequence: int,
+    actor_id: UUID | None,
+    reason: str,
+) -> Change | None:
+    """Revoke or Remove. `owners` and `joined` count the person too."""
+    gone = move(call, person, last_sequence=last_sequence, actor_id=actor_id, reason=reason)
+    if gone is not None:
+        require_owner_remains(gone, owners=owners, joined=joined)
+    return gone
+
+
+def require_owner_remains(change: Change, *, owners: int, joined: int) -> None:
+    """Raise if the change would take the last owner from those who are joined."""
+    owned = change.previous_status is JOINED and change.previous_role is Role.OWNER
+    owns = change.status is JOINED and change.role is Role.OWNER
+    if owned and not owns and owners == 1 and joined > change.leaves:
+        raise FailedPrecondition("LAST_OWNER")
+
+
+def appoint(person: Person, role: Role, *, actor_id: UUID | None) -> Change | None:
+    """The same standing under another role, of somebody who is invited or joined."""
+    if person["status"] not in (INVITED, JOINED):
+        raise FailedPrecondition("NOT_A_PARTICIPANT", field="user_id")
     if person["role"] == role:
         return None
     return Change(
@@ -201,7 +226,7 @@ def promote(person: Person, role: Role, *, actor_id: UUID | None) -> Change | No
         visible_from_sequence=person["visible_from_sequence"],
         visible_to_sequence=person["visible_to_sequence"],
         actor_id=actor_id,
-        reason=person["status_reason"],
+        reason="",
     )
 
 
@@ -216,10 +241,37 @@ def require_may_invite(
         raise PermissionDenied(
             "PERMISSION_DENIED", rule="only an owner or moderator may invite whom one removed"
         )
-    if role not in MAY_GRANT[own]:
+    require_grantable(own, role, field="role")
+
+
+def require_may_add(adder: Person, person: Person, role: Role) -> None:
+    """Raise unless the adder may make this person a participant in this role.
+
+    An invitation to a higher role than it may give is not its to replace.
+    """
+    own = Role(adder["role"])
+    if person["status"] == INVITED:
+        require_within_reach(own, person)
+    require_grantable(own, role, field="role")
+
+
+def require_may_dismiss(call: Move, actor: Person, person: Person) -> None:
+    """Raise unless the actor may revoke or remove this person."""
+    own = Role(actor["role"])
+    if own is not Role.MEMBER:
+        return require_within_reach(own, person)
+    took_part = call is Move.REMOVE and person["status"] == JOINED
+    if took_part or person["invited_by_user_id"] != actor["user_id"]:
         raise PermissionDenied(
-            "ROLE_NOT_ALLOWED", field="role", rule=f"one with role {own} may not give {role}"
+            "PERMISSION_DENIED", rule="a member may only take back invitations of its own"
         )
+
+
+def require_may_appoint(actor: Person, person: Person, role: Role) -> None:
+    """Raise unless the actor may give this role to this person."""
+    own = Role(actor["role"])
+    require_within_reach(own, person)
+    require_grantable(own, role, field="participant.role")
 
 
 def require_room(occupied: int, changes: Iterable[Change]) -> None:

@@ -17,17 +17,33 @@ Person = Mapping[str, Any]
 
 class Right(StrEnum):
     SEND = "send messages"
+    MARK_READ = "mark messages as read"
     INVITE = "invite"
+    ADD = "add participants"
+    DISMISS = "remove participants or take invitations back"
+    APPOINT = "change roles"
+    UPDATE = "change the conversation"
+    DELETE = "delete or undelete the conversation"
+    DELETE_MESSAGES = "delete or undelete messages"
+    DELETE_OTHERS_MESSAGES = "delete or undelete what others sent or deleted"
 
 
 OWNER, MODERATOR, MEMBER, OBSERVER = Role.OWNER, Role.MODERATOR, Role.MEMBER, Role.OBSERVER
 
 RIGHTS: dict[Right, frozenset[Role]] = {
     Right.SEND: frozenset({OWNER, MODERATOR, MEMBER}),
+    Right.MARK_READ: frozenset(Role),
     Right.INVITE: frozenset({OWNER, MODERATOR, MEMBER}),
+    Right.ADD: frozenset({OWNER, MODERATOR}),
+    Right.DISMISS: frozenset({OWNER, MODERATOR, MEMBER}),
+    Right.APPOINT: frozenset({OWNER, MODERATOR}),
+    Right.UPDATE: frozenset({OWNER, MODERATOR}),
+    Right.DELETE: frozenset({OWNER}),
+    Right.DELETE_MESSAGES: frozenset({OWNER, MODERATOR, MEMBER}),
+    Right.DELETE_OTHERS_MESSAGES: frozenset({OWNER, MODERATOR}),
 }
 
-# The roles that a holder of a role may give to somebody it invites.
+# The roles that a holder of a role may give, and take: an OWNER is beyond a MODERATOR's reach.
 MAY_GRANT: dict[Role, frozenset[Role]] = {
     OWNER: frozenset(Role),
     MODERATOR: frozenset({MODERATOR, MEMBER, OBSERVER}),
@@ -49,12 +65,36 @@ def require_right(right: Right, person: Person | None, *, conversation: str) -> 
     return person
 
 
-def require_writable(conversation: Mapping[str, Any]) -> None:
-    """Raise unless the conversation takes changes."""
+def require_grantable(own: Role, role: Role, *, field: str) -> None:
+    """Raise unless one who has the role `own` may give `role`."""
+    if role not in MAY_GRANT[own]:
+        rule = f"one with role {own} may not give {role}"
+        raise PermissionDenied("ROLE_NOT_ALLOWED", field=field, rule=rule)
+
+
+def require_within_reach(own: Role, person: Person) -> None:
+    """Raise unless one who has the role `own` may decide about this person."""
+    if person["role"] not in MAY_GRANT[own]:
+        rule = f"one with role {own} has no say over one with role {person['role']}"
+        raise PermissionDenied("PERMISSION_DENIED", rule=rule)
+
+
+def require_live(conversation: Mapping[str, Any]) -> None:
+    """Raise if the conversation is deleted."""
     if conversation["deleted_at"] is not None:
         raise FailedPrecondition("CONVERSATION_DELETED")
+
+
+def require_writable(conversation: Mapping[str, Any]) -> None:
+    """Raise unless the conversation takes changes."""
+    require_live(conversation)
     if not conversation["is_active"]:
         raise FailedPrecondition("CONVERSATION_ARCHIVED")
+
+
+def user_not_found(field: str, name: str) -> FailedPrecondition:
+    """Somebody whom a request names beside its target does not exist."""
+    return FailedPrecondition("USER_NOT_FOUND", resource=("user", name), field=field, name=name)
 
 
 def require_usable(user: Mapping[str, Any], *, field: str) -> None:

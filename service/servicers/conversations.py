@@ -12,7 +12,6 @@ from service import paging, wire
 from service.domain import ParticipantRole
 from service.errors import (
     FailedPrecondition,
-    InvalidArgument,
     NotFound,
     ParleyError,
     PermissionDenied,
@@ -22,8 +21,10 @@ from service.identity import Call
 from service.lookups import Lookups
 from service.paging import PageTokens
 from service.repositories.base import Row
+from service.repositories.messages import WHOLE
 from service.rules.messages import Accepted, Append, Draft
 from service.rules.participants import MAX_PARTICIPANTS, Change, Move, enter, require_room
+from service.rules.rights import user_not_found
 from service.store import Store, Transaction
 
 # Everybody whom a request names, by whatever it names them.
@@ -80,12 +81,14 @@ class ConversationServicer(conversation_pb2_grpc.ConversationServiceServicer):
                 conversation_id = await _make(transaction, new, users, call)
                 await transaction.requests.record(request_id, subject_id=conversation_id)
             (view,) = await transaction.conversations.views([(conversation_id, call.actor_id)])
-            messages = await transaction.messages.find([(view, 1)]) if view and new.message else []
+            # An actor's first message is its own, and stays whole for it wherever it is now.
+            first = ({**WHOLE, "id": conversation_id}, 1)
+            (message,) = await transaction.messages.find([first]) if new.message else [None]
         if view is None:
             raise NotFound("conversation", conversation_id)
 
         response = pb.CreateConversationResponse(conversation=wire.conversation(view))
-        for message in filter(None, messages):
+        if message:
             response.initial_message.CopyFrom(wire.message(message))
         return _unmade(response, request) if request.validate_only else response
 
@@ -115,8 +118,10 @@ class ConversationServicer(conversation_pb2_grpc.ConversationServiceServicer):
         binding = paging.binding(call, request)
         position = self._page_tokens.open(request.page_token, binding)
 
-        creator_id = await self._lookups.user_id(creator)
-        participant_id = await self._lookups.user_id(participant)
+        creator_id = await self._require_user("creator_id", request.creator_id, creator)
+        participant_id = await self._require_user(
+            "participant_id", request.participant_id, participant
+        )
         async with self._store.snapshot() as snapshot:
             if (
                 request.show_deleted
@@ -147,6 +152,18 @@ class ConversationServicer(conversation_pb2_grpc.ConversationServiceServicer):
                 paging.place(last["created_at"], last["id"]), binding
             )
         return response
+
+    async def _require_user(
+        self, field: str, named: str, reference: UUID | str | None
+    ) -> UUID | None:
+        """The id of the user to filter by, if there is one to filter by."""
+        if reference is None:
+            return None
+        row = await self._lookups.user(reference)
+        if row is None:
+            raise user_not_found(field, named)
+        id: UUID = row["id"]
+        return id
 
     async def _find_users(self, new: NewConversation) -> Users:
         """Everybody whom the request names, by whatever it names them."""
@@ -235,7 +252,7 @@ def slug_from(title: str) -> str:
     """A readable slug: the title's letters and digits, and a short random tail."""
     ascii_title = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
     words = re.sub(r"[^a-z0-9]+", "-", ascii_title).strip("-")[:48].strip("-")
-    return f"{words or 'conversation'}-{secrets.token_hex(4)}"
+    return f"{words or 'conversation'}-{secrets.token_hex(6)}"
 
 
 # Transact
@@ -282,25 +299,21 @@ async def _make(transaction: Transaction, new: NewConversation, users: Users, ca
 
 def _identify(new: NewConversation, users: Users, call: Call) -> list[tuple[Entrant, UUID]]:
     """Each entrant's user, the creator first and once; nobody else may be named twice."""
+    creator, *_ = new.entrants
     identified: dict[UUID, Entrant] = {}
-    for entrant in new.entrants:
-        user = users.get(entrant.reference) if entrant.reference else None
-        if user is None:
-            raise FailedPrecondition(
-                "USER_NOT_FOUND",
-                resource=("user", entrant.named),
-                field=entrant.field,
-                name=entrant.named,
-            )
-        if not identified and call.actor and user["id"] != call.actor.id:
-            rule = f"{entrant.field} may name nobody but the actor itself"
-            raise PermissionDenied("PERMISSION_DENIED", rule=rule)
-        if user["deleted_at"] or not user["is_active"]:
-            raise FailedPrecondition("USER_INACTIVE", field=entrant.field)
-        other = identified.setdefault(user["id"], entrant)
-        is_creator = other is new.entrants[0] and entrant.move is Move.ADD
-        if other is not entrant and not is_creator:
-            raise InvalidArgument("DUPLICATE", field=entrant.field, other=other.field)
+    with Fields() as fields:
+        for entrant in new.entrants:
+            user = users.get(entrant.reference) if entrant.reference else None
+            if user is None:
+                raise user_not_found(entrant.field, entrant.named)
+            if entrant is creator and call.actor and user["id"] != call.actor.id:
+                rule = f"{entrant.field} may name nobody but the actor itself"
+                raise PermissionDenied("PERMISSION_DENIED", rule=rule)
+            if user["deleted_at"] or not user["is_active"]:
+                raise FailedPrecondition("USER_INACTIVE", field=entrant.field)
+            other = identified.setdefault(user["id"], entrant)
+            if other not in (entrant, creator):
+                fields.reject("DUPLICATE", entrant.field, other=other.field)
     return [(entrant, user_id) for user_id, entrant in identified.items()]
 
 
@@ -333,6 +346,5 @@ def _unmade(
         response.conversation.ClearField("slug")
     if response.HasField("initial_message"):
         wire.unmade(response.initial_message)
-        response.initial_message.ClearField("sequence")
         response.initial_message.ClearField("conversation_id")
     return response

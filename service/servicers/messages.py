@@ -12,6 +12,7 @@ from service.lookups import Lookups, require_reader
 from service.paging import PageTokens, Position
 from service.repositories.messages import WHOLE
 from service.rules.messages import Append, Draft, Replayed
+from service.rules.rights import user_not_found
 from service.sending import Sender
 from service.store import Store
 
@@ -70,7 +71,7 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
                 fields.reject("FIELD_TOO_LONG", "messages", limit=MAX_BATCH_BYTES, unit="bytes")
             drafts = [
                 wire.draft(fields, message, actor=call.actor, at=f"messages[{n}].")
-                for n, message in enumerate(request.messages)
+                for n, message in enumerate(request.messages[:MAX_BATCH_MESSAGES])
             ]
             request_id = fields.request_id(call, request)
 
@@ -121,7 +122,9 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
         require_reader(view)
         binding = paging.binding(call, request, view["id"])
         start, backwards = _place(self._page_tokens.open(request.page_token, binding))
-        sender_id = await self._lookups.user_id(sender)
+        user = await self._lookups.user(sender) if sender else None
+        if sender and not user:
+            raise user_not_found("sender_id", request.sender_id)
         async with self._store.snapshot() as snapshot:
             rows, more = await snapshot.messages.list(
                 view,
@@ -129,7 +132,7 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
                 descending=(order == NEWEST_FIRST) != backwards,
                 limit=limit,
                 byte_limit=paging.MAX_RESPONSE_BYTES,
-                sender_id=sender_id,
+                sender_id=user["id"] if user else None,
                 external_id=external_id,
                 roles=roles,
                 statuses=statuses,

@@ -5,6 +5,7 @@ from uuid import UUID
 from parley.v1 import participant_pb2 as pb
 from parley.v1 import participant_pb2_grpc
 from service import paging, wire
+from service.coalescer import lock_of
 from service.domain import ParticipantRole, ParticipantStatus
 from service.errors import FailedPrecondition, NotFound, PermissionDenied
 from service.fields import Fields
@@ -24,8 +25,14 @@ from service.rules.participants import (
     require_room,
 )
 from service.rules.requests import RequestId
-from service.rules.rights import Person, Right, require_right, require_usable, require_writable
-from service.sending import lock_of
+from service.rules.rights import (
+    Person,
+    Right,
+    require_right,
+    require_usable,
+    require_writable,
+    user_not_found,
+)
 from service.store import Store, Transaction
 
 PRESENT = [ParticipantStatus.INVITED, ParticipantStatus.JOINED]
@@ -64,14 +71,10 @@ class Scene:
         return int(self.conversation["last_sequence"])
 
     def require_subject(self) -> Person:
-        """The user that the call is about, in the state that its etag says."""
+        """The user that the call is about."""
         if self.subject is None:
-            raise _user_not_found("user_id", self.asked.subject)
-        person = self.subject
-        stands = person["status"] is not None
-        current = etag_of(person["user_id"], person["revision"]) if stands else None
-        require_etag(self.asked.etag, current)
-        return person
+            raise user_not_found("user_id", self.asked.subject[0])
+        return self.subject
 
     def require_self(self) -> Person:
         """The subject, who must be the actor, where there is one.
@@ -88,6 +91,14 @@ class Scene:
                 rule = "only the participant itself may do that"
                 raise PermissionDenied("PERMISSION_DENIED", rule=rule)
         return self.require_subject()
+
+    def require_etag(self) -> None:
+        """Raise unless the subject stands as the request's etag says; the last of all checks."""
+        person = self.subject
+        current = None
+        if person and person["status"]:
+            current = etag_of(person["user_id"], person["revision"])
+        require_etag(self.asked.etag, current)
 
 
 Decision = Callable[[Transaction, Scene], Awaitable[list[Change]]]
@@ -152,7 +163,10 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
 
         row = await self._change(asked, call, invite)
 
-        return pb.InviteParticipantResponse(participant=wire.participant(row))
+        participant = wire.participant(row)
+        if request.validate_only:
+            wire.unmade(participant)
+        return pb.InviteParticipantResponse(participant=participant)
 
     async def AcceptInvitation(
         self, request: pb.AcceptInvitationRequest, call: Call
@@ -196,7 +210,7 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
         async def depart(transaction: Transaction, scene: Scene) -> list[Change]:
             person = scene.require_self()
             if successor is not None and scene.other is None:
-                raise _user_not_found("successor_user_id", asked.other)
+                raise user_not_found("successor_user_id", named)
             crowd = await transaction.participants.crowd(scene.conversation["id"])
             return leave(
                 person,
@@ -271,9 +285,9 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
 
         async with self._store.transaction(lock=lock_of(conversation_id)) as transaction:
             transaction.dry_run = asked.dry_run
-            if await transaction.requests.find(asked.request, conversation_id):
+            if done := await transaction.requests.find(asked.request, conversation_id):
                 call.mark_replayed()
-                return await self._replay(transaction, asked, call, conversation_id, subject_id)
+                return await self._replay(transaction, asked, call, done)
             conversation = await transaction.conversations.find(conversation_id)
             if conversation is None:
                 raise NotFound("conversation", asked.conversation)
@@ -288,6 +302,7 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
                 own=people.get(call.actor_id) if call.actor_id else None,
             )
             changes = await decide(transaction, scene)
+            scene.require_etag()
             await transaction.participants.change(
                 conversation_id, after_version=conversation["version"], changes=changes
             )
@@ -299,15 +314,9 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
         assert row is not None
         return row
 
-    async def _replay(
-        self,
-        transaction: Transaction,
-        asked: Asked,
-        call: Call,
-        conversation_id: UUID,
-        subject_id: UUID | None,
-    ) -> Row:
+    async def _replay(self, transaction: Transaction, asked: Asked, call: Call, done: Row) -> Row:
         """The participant as it stands, if the actor still sees it; its own row it always does."""
+        conversation_id, subject_id = done["conversation_id"], done["subject_id"]
         only = call.actor_id
         if subject_id != call.actor_id:
             (view,) = await transaction.conversations.views([(conversation_id, call.actor_id)])
@@ -360,7 +369,7 @@ def _require_inviter(scene: Scene) -> Person:
             raise PermissionDenied("PERMISSION_DENIED", rule=rule)
         return own
     if scene.other is None:
-        raise _user_not_found(field, scene.asked.other)
+        raise user_not_found(field, scene.asked.other[0])
     if scene.other["status"] != ParticipantStatus.JOINED:
         raise FailedPrecondition("NOT_A_PARTICIPANT", field=field)
     return scene.other
@@ -391,9 +400,3 @@ def _only_own(view: Row) -> UUID | None:
         return None
     own: UUID = view["actor_id"]
     return own
-
-
-def _user_not_found(field: str, named: Named) -> FailedPrecondition:
-    return FailedPrecondition(
-        "USER_NOT_FOUND", resource=("user", named[0]), field=field, name=named[0]
-    )

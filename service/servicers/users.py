@@ -3,10 +3,12 @@ from parley.v1 import user_pb2_grpc
 from service import paging, wire
 from service.domain import UserKind
 from service.errors import NotFound
-from service.fields import MAX_PAGE_SIZE, Fields
+from service.fields import Fields
 from service.identity import Call
 from service.lookups import Lookups
 from service.store import Store
+
+MAX_BATCH_USERS = 500
 
 
 class UserServicer(user_pb2_grpc.UserServiceServicer):
@@ -64,17 +66,19 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
         with Fields() as fields:
             if not request.user_ids:
                 fields.reject("REQUIRED", "user_ids")
-            if len(request.user_ids) > MAX_PAGE_SIZE:
-                fields.reject("TOO_MANY_ITEMS", "user_ids", limit=MAX_PAGE_SIZE)
-            named = list(dict.fromkeys(request.user_ids))[: MAX_PAGE_SIZE + 1]
-            references = [fields.user(f"user_ids[{n}]", name) for n, name in enumerate(named)]
+            if len(request.user_ids) > MAX_BATCH_USERS:
+                fields.reject("TOO_MANY_ITEMS", "user_ids", limit=MAX_BATCH_USERS)
+            named = {
+                name: fields.user(f"user_ids[{n}]", name) for n, name in enumerate(request.user_ids)
+            }
 
-        rows = await self._lookups.users([each for each in references if each is not None])
+        rows = await self._lookups.users([each for each in named.values() if each is not None])
 
-        users = [wire.user(row, call.actor) for row in rows if row is not None]
-        kept = paging.cut(users)
+        # Two names may be the same user's.
+        found = {row["id"]: row for row in rows if row is not None}
+        users = paging.cut(wire.user(row, call.actor) for row in found.values())
         return pb.BatchGetUsersResponse(
-            users=kept,
+            users=users,
             missing_user_ids=[name for name, row in zip(named, rows, strict=True) if row is None],
-            truncated=len(kept) < len(users),
+            truncated=len(users) < len(found),
         )

@@ -1,0 +1,145 @@
+"""A proxy before PostgreSQL that breaks connections at a chosen moment.
+
+It listens on a Unix socket and knows of PostgreSQL's protocol only what a COMMIT looks like.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from enum import Enum
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+# A simple query: its type, its length, itself. asyncpg writes it in one piece.
+COMMIT = b"Q\x00\x00\x00\x0bCOMMIT\x00"
+
+
+class Fault(Enum):
+    """What befalls the next COMMIT."""
+
+    # The connection is cut before PostgreSQL gets it; after it took effect.
+    CUT_BEFORE = "cut before"
+    CUT_AFTER = "cut after"
+    # It, or its answer, is swallowed, and the connection stays open.
+    SWALLOWED_BEFORE = "swallowed before"
+    SWALLOWED_AFTER = "swallowed after"
+
+
+class Proxy:
+    def __init__(self, folder: Path, database_url: str) -> None:
+        self._folder = folder
+        (upstream,) = parse_qs(urlsplit(database_url).query)["host"]
+        self._upstream = f"{upstream}/.s.PGSQL.5432"
+        self._links: set[Link] = set()
+        self._server: asyncio.Server | None = None
+        # What befalls the next COMMITs, first to last; and how many that happened to.
+        self.faults: list[Fault] = []
+        self.fired = 0
+        # What else happens then, while the client waits for its answer.
+        self.meanwhile: Callable[[], Awaitable[None]] = _nothing
+        # What went wrong with that: then the test has tested nothing.
+        self.failure: Exception | None = None
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://parley@/parley?host={self._folder}"
+
+    async def open(self) -> None:
+        """Take connections in."""
+        path = self._folder / ".s.PGSQL.5432"
+        self._server = await asyncio.start_unix_server(self._accept, path)
+
+    async def close(self) -> None:
+        """Refuse connections, and cut those there are."""
+        if self._server:
+            self._server.close()
+            self._server = None
+        (self._folder / ".s.PGSQL.5432").unlink(missing_ok=True)
+        self.cut()
+
+    def cut(self) -> None:
+        for link in list(self._links):
+            link.cut()
+
+    async def happen(self) -> None:
+        try:
+            await self.meanwhile()
+        except Exception as error:
+            self.failure = error
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            upstream = await asyncio.open_unix_connection(self._upstream)
+        except OSError:
+            writer.transport.abort()
+            return
+        link = Link(self, (reader, writer), upstream)
+        self._links.add(link)
+        await link.run()
+        self._links.discard(link)
+
+
+class Link:
+    """One connection through the proxy."""
+
+    def __init__(
+        self,
+        proxy: Proxy,
+        client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        server: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+    ) -> None:
+        self._proxy = proxy
+        self._client, self._to_client = client
+        self._server, self._to_server = server
+        self._fault: Fault | None = None
+
+    def cut(self) -> None:
+        self._to_client.transport.abort()
+        self._to_server.transport.abort()
+
+    async def run(self) -> None:
+        ways = [asyncio.create_task(self._ask()), asyncio.create_task(self._answer())]
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        for way in ways:
+            way.cancel()
+        self.cut()
+
+    async def _ask(self) -> None:
+        with suppress(OSError):
+            while chunk := await self._client.read(1 << 16):
+                if chunk.endswith(COMMIT) and self._proxy.faults:
+                    self._fault = self._proxy.faults.pop(0)
+                    self._proxy.fired += 1
+                    if self._fault is Fault.CUT_BEFORE:
+                        await self._proxy.happen()
+                        return
+                if self._fault is not Fault.SWALLOWED_BEFORE:
+                    self._to_server.write(chunk)
+
+    async def _answer(self) -> None:
+        with suppress(OSError):
+            while chunk := await self._server.read(1 << 16):
+                if self._fault is Fault.CUT_AFTER:
+                    await self._proxy.happen()
+                    return
+                if self._fault is None:
+                    self._to_client.write(chunk)
+        if self._fault is not None:
+            # PostgreSQL may have ended the session; the client is not to know.
+            await asyncio.Event().wait()
+
+
+async def _nothing() -> None:
+    pass
+
+
+@asynccontextmanager
+async def proxy(folder: Path, database_url: str) -> AsyncIterator[Proxy]:
+    between = Proxy(folder, database_url)
+    await between.open()
+    try:
+        yield between
+    finally:
+        await between.close()
+        if between.failure:
+            raise between.failure

@@ -1,0 +1,605 @@
+"""The door to the database: what comes through it when the database fails, and never a lie."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import asyncpg
+import grpc
+import psutil
+import pytest
+import pytest_asyncio
+import structlog
+from sqlalchemy import text
+
+from parley.v1 import message_pb2 as pb
+from service import schema, store
+from service.embedded import EmbeddedPostgres
+from service.errors import Aborted, InvalidArgument, ParleyError, Unavailable
+from service.server import Server
+from service.settings import load
+from service.store import Snapshot, Store
+
+from .make import USER, Client, Conversation, User, failure
+from .process import health, kill
+from .proxy import Fault, Proxy, proxy
+
+Answer = TypeVar("Answer")
+
+
+@pytest.fixture(autouse=True)
+def lines() -> Iterator[list[MutableMapping[str, Any]]]:
+    """What is logged meanwhile."""
+    with structlog.testing.capture_logs() as captured:
+        yield captured
+
+
+def plain(url: str) -> str:
+    return url.replace("postgresql+asyncpg", "postgresql")
+
+
+@pytest_asyncio.fixture
+async def doors(postgres: EmbeddedPostgres) -> AsyncIterator[Store]:
+    """A store of two connections."""
+    opened = Store(postgres.url, pool_size=2)
+    yield opened
+    await opened.close()
+
+
+@asynccontextmanager
+async def serving(url: str, data_dir: Path) -> AsyncIterator[tuple[Server, Client]]:
+    """A server over that database, and the system's client of it."""
+    server = Server(load(address="127.0.0.1:0", data_dir=data_dir), url)
+    server.bind()
+    await server.start()
+    try:
+        await asyncio.wait_for(server.readiness.ready.wait(), 10)
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            assert server.token
+            yield server, Client(channel, server.token)
+    finally:
+        await server.stop()
+
+
+# What PostgreSQL says, and what the caller is told.
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "reason"),
+    [
+        ("40001", "ABORTED", "CONFLICT"),
+        ("40P01", "ABORTED", "CONFLICT"),
+        ("55P03", "ABORTED", "LOCK_TIMEOUT"),
+        ("57014", "UNAVAILABLE", "OVERLOADED"),
+        ("25006", "UNAVAILABLE", "DATABASE_READ_ONLY"),
+        ("53100", "UNAVAILABLE", "DATABASE_UNAVAILABLE"),
+        ("53300", "UNAVAILABLE", "DATABASE_UNAVAILABLE"),
+        ("57P01", "UNAVAILABLE", "DATABASE_UNAVAILABLE"),
+        ("57P03", "UNAVAILABLE", "DATABASE_UNAVAILABLE"),
+        ("08006", "UNAVAILABLE", "DATABASE_UNAVAILABLE"),
+        ("28P01", "UNAVAILABLE", "DATABASE_UNAVAILABLE"),
+        ("22021", "INVALID_ARGUMENT", "INVALID_VALUE"),
+        ("54000", "INVALID_ARGUMENT", "INVALID_VALUE"),
+        ("XX001", "DATA_LOSS", "DATA_LOSS"),
+    ],
+)
+@pytest.mark.parametrize("way", ["driver", "sqlalchemy"])
+async def test_each_sqlstate_has_its_error(
+    doors: Store, state: str, status: str, reason: str, way: str
+) -> None:
+    statement = f"DO $$ BEGIN RAISE EXCEPTION 'boom' USING ERRCODE = '{state}'; END $$"
+
+    async def fail() -> None:
+        async with doors.transaction() as transaction:
+            if way == "driver":
+                await transaction.connection.fetch(statement)
+            else:
+                await transaction.connection.execute(text(statement))
+
+    with pytest.raises(ParleyError) as raised:
+        await fail()
+
+    assert (raised.value.status, raised.value.reason) == (status, reason)
+
+
+async def test_what_is_our_own_fault_is_not_made_somebody_elses(doors: Store) -> None:
+    with pytest.raises(asyncpg.UndefinedColumnError):
+        async with doors.snapshot() as snapshot:
+            await snapshot.connection.fetch("SELECT nonsense")
+
+
+async def test_a_value_the_driver_refuses_is_the_callers_and_costs_no_connection(
+    doors: Store,
+) -> None:
+    async with doors.snapshot() as snapshot:
+        before = await _backend(snapshot)
+
+    with pytest.raises(InvalidArgument):
+        async with doors.snapshot() as snapshot:
+            await snapshot.connection.fetch("SELECT $1::int", "not a number")
+
+    async with doors.snapshot() as snapshot:
+        assert await _backend(snapshot) == before
+
+
+async def test_a_snapshot_cannot_write(doors: Store) -> None:
+    with pytest.raises(Unavailable, match="DATABASE_READ_ONLY"):
+        async with doors.snapshot() as snapshot:
+            await snapshot.connection.fetch("DELETE FROM users")
+
+
+async def test_a_dry_run_leaves_nothing_and_a_clean_connection(doors: Store) -> None:
+    async with doors.transaction() as transaction:
+        await transaction.connection.fetch("CREATE TABLE ghost ()")
+        transaction.dry_run = True
+
+    async with doors.snapshot() as snapshot:
+        (row,) = await snapshot.connection.fetch("SELECT to_regclass('ghost') AS found")
+    assert row["found"] is None
+
+
+async def test_a_statement_that_takes_too_long_ends_and_its_connection_lives(doors: Store) -> None:
+    async with doors.snapshot() as snapshot:
+        before = await _backend(snapshot)
+
+    async def sleep() -> None:
+        async with doors.transaction() as transaction:
+            await transaction.connection.fetch("SET LOCAL statement_timeout = 30")
+            await transaction.connection.fetch("SELECT pg_sleep(5)")
+
+    with pytest.raises(Unavailable, match="OVERLOADED"):
+        await sleep()
+
+    async with doors.snapshot() as snapshot:
+        assert await _backend(snapshot) == before
+
+
+async def test_of_two_that_wait_for_each_other_one_is_told_of_a_conflict(doors: Store) -> None:
+    both_hold = asyncio.Barrier(2)
+
+    async def cross(first: int, second: int) -> str:
+        try:
+            async with doors.transaction(lock=first) as transaction:
+                await both_hold.wait()
+                await transaction.connection.fetch(f"SELECT pg_advisory_xact_lock({second})")
+        except Aborted as error:
+            return error.reason
+        return "done"
+
+    assert sorted(await asyncio.gather(cross(1, 2), cross(2, 1))) == ["CONFLICT", "done"]
+
+
+async def test_a_lock_that_does_not_come_is_told_in_time(
+    doors: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(store.READ_ONLY_SESSION, "lock_timeout", "100")
+    async with doors.transaction(lock=1):
+        with pytest.raises(Aborted, match="LOCK_TIMEOUT"):
+            async with doors.transaction(lock=1):
+                pass
+
+
+async def test_a_full_pool_is_told_soon(doors: Store) -> None:
+    async with doors.snapshot(), doors.snapshot():
+        started = time.monotonic()
+        with pytest.raises(Unavailable, match="OVERLOADED"):
+            async with doors.snapshot():
+                pass
+
+    assert time.monotonic() - started < 1
+
+
+async def test_a_statement_prepared_before_the_schema_changed_is_a_conflict_to_repeat(
+    doors: Store,
+) -> None:
+    async def reshape() -> None:
+        async with doors.transaction() as transaction:
+            await transaction.connection.fetch("CREATE TEMP TABLE shape (size int)")
+            await transaction.connection.fetch("SELECT * FROM shape")
+            await transaction.connection.fetch("ALTER TABLE shape ALTER size TYPE text")
+            await transaction.connection.fetch("SELECT * FROM shape")
+
+    with pytest.raises(Aborted, match="CONFLICT"):
+        await reshape()
+
+
+# Connections that are gone
+
+
+async def test_after_its_connections_were_ended_the_next_call_succeeds(
+    doors: Store, database: asyncpg.Connection
+) -> None:
+    async with doors.snapshot() as one, doors.snapshot() as other:
+        pids = [await _backend(one), await _backend(other)]
+
+    ended = [await database.fetchval("SELECT pg_terminate_backend($1, 1000)", pid) for pid in pids]
+
+    async with doors.snapshot() as snapshot:
+        assert await _backend(snapshot) not in pids
+    assert ended == [True, True]
+
+
+async def test_a_connection_ended_in_a_transaction_means_that_nothing_was_written(
+    doors: Store, database: asyncpg.Connection
+) -> None:
+    async def be_ended() -> None:
+        async with doors.transaction() as transaction:
+            await transaction.connection.fetch("CREATE TABLE ghost ()")
+            pid = await _backend(transaction)
+            assert await database.fetchval("SELECT pg_terminate_backend($1, 1000)", pid)
+
+    with pytest.raises(Unavailable, match="DATABASE_UNAVAILABLE"):
+        await be_ended()
+
+    assert await database.fetchval("SELECT to_regclass('ghost')") is None
+
+
+async def test_a_pool_of_connections_to_nobody_is_refused_at_once(tmp_path: Path) -> None:
+    nobody = Store(f"postgresql://parley@/parley?host={tmp_path}")
+
+    with pytest.raises(Unavailable, match="DATABASE_UNAVAILABLE"):
+        async with nobody.snapshot():
+            pass
+    with pytest.raises(Unavailable):
+        await nobody.ping()
+
+    await nobody.close()
+
+
+# A COMMIT whose answer is lost
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second, instead of five, until a database that says nothing is given up."""
+    monkeypatch.setattr(store, "COMMAND_SECONDS", 0.5)
+
+
+@dataclass
+class Scene:
+    """A conversation, and a client whose server reaches PostgreSQL through a proxy."""
+
+    proxy: Proxy
+    client: Client
+    ada: User
+    talk: Conversation
+
+    def send(self, content: str, request_id: str = "") -> Awaitable[pb.SendMessageResponse]:
+        return self.client.messages.SendMessage(  # type: ignore[no-any-return]
+            pb.SendMessageRequest(
+                conversation_id=self.talk.id,
+                sender_id=self.ada.id,
+                role=USER,
+                content=content,
+                request_id=request_id,
+            )
+        )
+
+    async def contents(self) -> list[str]:
+        messages = await self.client.all_messages(self.talk)
+        assert [message.sequence for message in messages] == list(range(1, len(messages) + 1))
+        return [message.content for message in messages]
+
+
+@asynccontextmanager
+async def scene(url: str, folder: Path) -> AsyncIterator[Scene]:
+    async with (
+        proxy(folder, plain(url)) as between,
+        serving(between.url, folder / "data") as (_, client),
+    ):
+        ada = await client.user()
+        yield Scene(between, client, ada, await client.conversation(ada))
+
+
+@pytest_asyncio.fixture
+async def broken(
+    postgres: EmbeddedPostgres, parley: Client, impatient: None, tmp_path: Path
+) -> AsyncIterator[Scene]:
+    async with scene(postgres.url, tmp_path) as made:
+        yield made
+
+
+@pytest.mark.parametrize("fault", [Fault.CUT_AFTER, Fault.SWALLOWED_AFTER])
+@pytest.mark.parametrize("request_id", ["", "r-1"])
+async def test_a_commit_that_took_effect_is_answered_though_its_answer_was_lost(
+    broken: Scene, fault: Fault, request_id: str
+) -> None:
+    broken.proxy.faults = [fault]
+
+    sent = (await broken.send("once", request_id)).message
+
+    assert broken.proxy.fired == 1
+    assert sent.sequence == 1
+    if request_id:
+        assert (await broken.send("once", request_id)).message.id == sent.id
+    assert await broken.contents() == ["once"]
+
+
+@pytest.mark.parametrize("fault", [Fault.CUT_BEFORE, Fault.SWALLOWED_BEFORE])
+@pytest.mark.parametrize("request_id", ["", "r-1"])
+async def test_a_commit_that_never_arrived_certainly_had_no_effect(
+    broken: Scene, fault: Fault, request_id: str
+) -> None:
+    broken.proxy.faults = [fault]
+
+    refused = await failure(broken.send("again", request_id))
+
+    assert broken.proxy.fired == 1
+    assert (refused.code, refused.reason) == ("UNAVAILABLE", "DATABASE_UNAVAILABLE")
+    assert refused.retry_seconds
+    assert refused.trailers["grpc-retry-pushback-ms"] == "500"
+    assert await broken.contents() == []
+    # Nothing of it is left to wait for: no lock, no number.
+    assert (await broken.send("again", request_id)).message.sequence == 1
+    assert await broken.contents() == ["again"]
+
+
+async def test_what_became_of_a_commit_is_asked_until_the_database_can_be_reached(
+    broken: Scene,
+) -> None:
+    async def away() -> None:
+        await broken.proxy.close()
+        asyncio.get_running_loop().call_later(
+            0.6, lambda: asyncio.ensure_future(broken.proxy.open())
+        )
+
+    broken.proxy.faults, broken.proxy.meanwhile = [Fault.CUT_AFTER], away
+
+    assert (await broken.send("once")).message.sequence == 1
+    assert broken.proxy.fired == 1
+
+
+async def test_a_commit_that_nobody_can_tell_about_is_unknown_until_its_request_id_is_asked(
+    broken: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "RESOLVE_SECONDS", 0.3)
+    broken.proxy.faults, broken.proxy.meanwhile = [Fault.CUT_AFTER], broken.proxy.close
+
+    unknown = await failure(broken.send("once", "r-1"))
+
+    assert broken.proxy.fired == 1
+    assert (unknown.code, unknown.reason) == ("UNKNOWN", "COMMIT_OUTCOME_UNKNOWN")
+    await broken.proxy.open()
+    sent = await until(lambda: broken.send("once", "r-1"))
+    assert sent.message.sequence == 1
+    assert await broken.contents() == ["once"]
+
+
+# A database that crashes, or becomes another one
+
+
+@dataclass
+class Victim:
+    """A PostgreSQL that may be killed."""
+
+    embedded: EmbeddedPostgres
+    folder: Path
+
+    @property
+    def url(self) -> str:
+        return plain(self.embedded.url)
+
+    @property
+    def superuser_url(self) -> str:
+        return self.url.replace("parley@/parley", "postgres@/postgres")
+
+    def postmaster(self) -> psutil.Process:
+        pid_file = self.folder / "postgres" / "data" / "postmaster.pid"
+        return psutil.Process(int(pid_file.read_text().splitlines()[0]))
+
+    def kill(self) -> None:
+        """The postmaster and all its children, at once."""
+        postmaster = self.postmaster()
+        kill([postmaster, *postmaster.children(recursive=True)])
+
+    def write_nothing_behind(self) -> None:
+        """Let nobody but a COMMIT bring to the disk what was done."""
+        for process in self.postmaster().children():
+            if re.search("walwriter|checkpointer|background writer", " ".join(process.cmdline())):
+                process.suspend()
+
+    async def connection(self) -> asyncpg.Connection:
+        """A connection, once there can be one."""
+        return await until(lambda: asyncpg.connect(self.url))
+
+    async def execute(self, statement: str) -> None:
+        superuser = await asyncpg.connect(self.superuser_url)
+        await superuser.execute(statement)
+        await superuser.close()
+
+    async def crash(self) -> None:
+        self.kill()
+        await (await self.connection()).close()
+
+    async def crash_and_give_its_numbers_out_anew(self) -> None:
+        """A crash that forgets the transaction at work, and another one under its number."""
+        connection = await self.connection()
+        xid = await connection.fetchval(
+            "SELECT max(backend_xid::text::bigint)::text FROM pg_stat_activity"
+        )
+        await connection.close()
+        self.kill()
+        connection = await self.connection()
+        while int(await connection.fetchval("SELECT pg_current_xact_id()::text")) < int(xid):
+            pass
+        status = await connection.fetchval("SELECT pg_xact_status($1::text::xid8)", xid)
+        assert status == "committed", "the number was not given out anew: the test tests nothing"
+        await connection.close()
+
+    async def migrated_to(self, revision: str) -> None:
+        connection = await self.connection()
+        await connection.execute(f"UPDATE alembic_version SET version_num = '{revision}'")
+        await connection.close()
+
+    async def become_standby(self) -> None:
+        (self.folder / "postgres" / "data" / "standby.signal").touch()
+        await self.crash()
+
+    async def promote(self) -> None:
+        await self.execute("SELECT pg_promote()")
+
+    async def fail_over(self) -> None:
+        await self.become_standby()
+        await self.promote()
+
+
+@pytest_asyncio.fixture(scope="module")
+async def victims(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Victim]:
+    folder = tmp_path_factory.mktemp("victim")
+    embedded = EmbeddedPostgres(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        # One that dies again and again is started again at once all the same.
+        patch.setattr("service.embedded.SETTLED", 0.0)
+        await embedded.start()
+        await schema.migrate(embedded.url)
+        yield Victim(embedded, folder)
+        await embedded.stop()
+
+
+@pytest_asyncio.fixture
+async def victim(victims: Victim) -> AsyncIterator[Victim]:
+    """That PostgreSQL, up again after each test whatever became of it."""
+    yield victims
+    connection = await victims.connection()
+    if await connection.fetchval("SELECT pg_is_in_recovery()"):
+        await victims.promote()
+    await connection.close()
+
+
+async def test_after_a_crash_another_transactions_number_is_not_taken_for_ones_own(
+    victim: Victim, tmp_path: Path
+) -> None:
+    async with scene(victim.url, tmp_path) as here:
+        here.proxy.meanwhile = victim.crash_and_give_its_numbers_out_anew
+        here.proxy.faults = [Fault.CUT_BEFORE]
+        victim.write_nothing_behind()
+        unknown = await failure(here.send("without"))
+
+        await until(here.contents)
+        here.proxy.faults = [Fault.CUT_BEFORE]
+        victim.write_nothing_behind()
+        sent = await here.send("with", "r-1")
+
+        assert here.proxy.fired == 2
+        assert (unknown.code, unknown.reason) == ("UNKNOWN", "COMMIT_OUTCOME_UNKNOWN")
+        assert await until(here.contents) == ["with"]
+        assert (await here.send("with", "r-1")).message == sent.message
+
+
+async def test_a_transaction_that_a_crash_forgot_certainly_had_no_effect(
+    victim: Victim, tmp_path: Path
+) -> None:
+    async with scene(victim.url, tmp_path) as here:
+        here.proxy.faults, here.proxy.meanwhile = [Fault.CUT_BEFORE], victim.crash
+
+        refused = await failure(here.send("never"))
+
+        assert here.proxy.fired == 1
+        assert (refused.code, refused.reason) == ("UNAVAILABLE", "DATABASE_UNAVAILABLE")
+        assert await until(here.contents) == []
+
+
+@pytest.mark.parametrize("how", [Victim.crash, Victim.fail_over])
+async def test_a_commit_before_a_crash_or_a_failover_is_known_by_its_request_id(
+    victim: Victim, tmp_path: Path, how: Callable[[Victim], Awaitable[None]]
+) -> None:
+    async with scene(victim.url, tmp_path) as here:
+        here.proxy.meanwhile = lambda: how(victim)
+        here.proxy.faults = [Fault.CUT_AFTER]
+        sent = await here.send("with", "r-1")
+
+        await until(here.contents)
+        here.proxy.faults = [Fault.CUT_AFTER]
+        unknown = await failure(here.send("without"))
+
+        assert here.proxy.fired == 2
+        assert (await until(lambda: here.send("with", "r-1"))).message == sent.message
+        assert (unknown.code, unknown.reason) == ("UNKNOWN", "COMMIT_OUTCOME_UNKNOWN")
+        assert await here.contents() == ["with", "without"]
+
+
+async def test_a_standby_is_read_and_not_written_until_it_is_promoted(
+    victim: Victim, tmp_path: Path
+) -> None:
+    async with serving(victim.url, tmp_path) as (_, client):
+        ada = await client.user()
+        talk = await client.conversation(ada)
+        await victim.become_standby()
+
+        unaware = Store(victim.url)
+        with pytest.raises(Unavailable, match="DATABASE_READ_ONLY"):
+            async with unaware.transaction():
+                pass
+        await unaware.close()
+        await until(lambda: says(client, "NOT_SERVING"))
+        assert (await until(lambda: client.seen(talk))).id == talk.id
+        refused = await failure(client.message(talk, ada))
+        assert (refused.code, refused.reason) == ("UNAVAILABLE", "DATABASE_READ_ONLY")
+        assert refused.retry_seconds
+
+        await victim.promote()
+        await until(lambda: says(client, "SERVING"))
+        assert (await client.message(talk, ada)).sequence == 1
+
+
+async def test_a_database_that_is_read_only_by_default_is_not_written(
+    victim: Victim, tmp_path: Path
+) -> None:
+    async with serving(victim.url, tmp_path) as (_, client):
+        await victim.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        await victim.execute("SELECT pg_reload_conf()")
+        try:
+            await until(lambda: says(client, "NOT_SERVING"))
+            refused = await failure(client.user())
+            assert (refused.code, refused.reason) == ("UNAVAILABLE", "DATABASE_READ_ONLY")
+        finally:
+            superuser = await asyncpg.connect(
+                victim.superuser_url, server_settings={"default_transaction_read_only": "off"}
+            )
+            await superuser.execute("ALTER SYSTEM RESET default_transaction_read_only")
+            await superuser.execute("SELECT pg_reload_conf()")
+            await superuser.close()
+        await until(lambda: says(client, "SERVING"))
+        await client.user()
+
+
+async def test_an_older_schema_is_not_served_and_the_log_says_what_to_do(
+    victim: Victim, tmp_path: Path, lines: list[MutableMapping[str, Any]]
+) -> None:
+    needed = schema.needed_revision()
+    async with serving(victim.url, tmp_path) as (_, client):
+        await victim.migrated_to("0000")
+        await until(lambda: says(client, "NOT_SERVING"))
+        await victim.migrated_to("9999")
+        await until(lambda: says(client, "SERVING"))
+        await victim.migrated_to(needed)
+
+    (line,) = [line for line in lines if line["event"] == "not_serving"]
+    assert "run `parley migrate`" in line["reason"]
+
+
+async def until(call: Callable[[], Awaitable[Answer]], seconds: float = 3) -> Answer:
+    """The answer to a call, repeated until it gives one: no later than a database may need."""
+    give_up = time.monotonic() + seconds
+    while True:
+        try:
+            return await call()
+        except (OSError, AssertionError, asyncpg.PostgresError, grpc.aio.AioRpcError):
+            if time.monotonic() > give_up:
+                raise
+            await asyncio.sleep(0.02)
+
+
+async def says(client: Client, status: str) -> None:
+    assert await health(client.channel) == status
+
+
+async def _backend(snapshot: Snapshot) -> int:
+    (row,) = await snapshot.connection.fetch("SELECT pg_backend_pid() AS pid")
+    pid: int = row["pid"]
+    return pid
