@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint format protos types lock clean
+.PHONY: help matrix run test check lint format protos types lock clean
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ format: .venv/dev  ## put code and protos into their form
 
 protos: .venv/dev  ## generate the Python of the protos
 	@$(BIN)/python scripts/protos.py
+
+matrix: .venv/dev  ## write who may call what into docs/access.md
+	@$(BIN)/python -m tests.access_matrix
 
 # Exact versions with their hashes; no address of any index.
 lock: .venv/dev  ## resolve the dependencies anew into requirements*.lock

@@ -5,6 +5,7 @@ A method that declares nothing stops the server at its start.
 """
 
 import hmac
+import secrets
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -117,6 +118,11 @@ class Gatekeeper:
             self._tokens.clear()
         self._tokens[key_id] = (now, row)
         return row
+
+
+def new_token() -> str:
+    """A key id and 256 random bits, which nobody else has ever seen."""
+    return f"parley_{secrets.token_hex(8)}_{secrets.token_urlsafe(32)}"
 
 
 def split_token(token: str) -> tuple[str, str]:

@@ -1,18 +1,25 @@
-"""`parley`: serve, migrate, import."""
+"""`parley`: serve, migrate, import, token."""
 
 import asyncio
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import click
 import uvloop
+from rich.console import Console
+from rich.table import Table
 
-from service import logs, schema
+from service import logs, schema, tokens
+from service.access import split_token
 from service.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from service.errors import ParleyError
+from service.identity import Scope
 from service.importer import ImportFailedError, Report, import_files
 from service.server import Server, until_signal
 from service.settings import ConfigurationError, Settings, load
@@ -62,9 +69,19 @@ def failures() -> Iterator[None]:
     """Say what an operator must know in one line, and end with code 2."""
     try:
         yield
-    except (ConfigurationError, EmbeddedPostgresError, schema.MigrationFailed) as error:
-        click.echo(f"parley: {error}", err=True)
-        sys.exit(FAILED)
+    except (
+        ConfigurationError,
+        EmbeddedPostgresError,
+        ImportFailedError,
+        schema.MigrationFailed,
+    ) as error:
+        why = str(error)
+    except ParleyError as error:
+        why = error.message
+    else:
+        return
+    click.echo(f"parley: {why}", err=True)
+    sys.exit(FAILED)
 
 
 async def _serve(settings: Settings) -> None:
@@ -92,16 +109,18 @@ async def _greet(server: Server, embedded: EmbeddedPostgres | None) -> None:
     await server.readiness.ready.wait()
     click.echo(f"Parley serves on {server.address}.")
     if server.token:
-        click.echo(GREETING.format(token=server.token, address=server.address))
+        chain = server.tls_chain
+        how = "-plaintext" if chain is None else f"-cacert {shlex.quote(str(chain))}"
+        click.echo(GREETING.format(how=how, token=server.token, address=server.address))
 
 
 GREETING = """
 Make a user, a conversation and its first message (twice is once: they carry request ids):
 
-grpcurl -plaintext -H 'authorization: Bearer {token}' \\
+grpcurl {how} -H 'authorization: Bearer {token}' \\
   -d '{{"user": {{"username": "ada"}}, "requestId": "first-user"}}' \\
   {address} parley.v1.UserService/CreateUser && \\
-grpcurl -plaintext -H 'authorization: Bearer {token}' -H 'x-parley-actor: ada' \\
+grpcurl {how} -H 'authorization: Bearer {token}' -H 'x-parley-actor: ada' \\
   -d '{{"conversation": {{"title": "Tea at four", "slug": "tea-at-four"}},
        "initialMessage": {{"role": "ROLE_USER", "content": "Who brings the biscuits?"}},
        "requestId": "first-talk"}}' \\
@@ -136,21 +155,23 @@ def migrate(revision: str, **flags: Any) -> None:
     help="A caller's token; else the one in the data folder. [PARLEY_TOKEN]",
     envvar="PARLEY_TOKEN",
 )
-def import_(files: tuple[Path, ...], token: str | None, **flags: Any) -> None:
+@click.option(
+    "--ca",
+    default=None,
+    help="Call by TLS, trusting this authority's certificate (PEM). [PARLEY_CA]",
+    envvar="PARLEY_CA",
+    type=click.Path(path_type=Path, dir_okay=False),
+)
+def import_(files: tuple[Path, ...], token: str | None, ca: Path | None, **flags: Any) -> None:
     """Import conversations from FILES (.jsonl, .jsonl.gz) into the server that is running."""
-    try:
+    with failures():
         settings = load(**flags)
         started = time.monotonic()
-        report = asyncio.run(
-            import_files(files, address=settings.address, token=token or _token(settings))
+        importing = import_files(
+            files, address=settings.address, token=token or _token(settings), ca=ca
         )
+        report = asyncio.run(importing)
         click.echo(_summary(report, time.monotonic() - started))
-    except (ConfigurationError, ImportFailedError) as error:
-        click.echo(f"parley: {error}", err=True)
-        sys.exit(FAILED)
-    except (OSError, EOFError) as error:
-        click.echo(f"parley: cannot read the files: {error}", err=True)
-        sys.exit(FAILED)
     for failure in report.failures:
         click.echo(f"parley: {failure}", err=True)
     sys.exit(1 if report.failures else 0)
@@ -172,3 +193,71 @@ def _summary(report: Report, seconds: float) -> str:
         f"Imported {report.conversations:,} conversations, {report.messages:,} messages and "
         f"{report.users:,} users in {seconds:.1f} s; {known} were there already."
     )
+
+
+@main.group()
+def token() -> None:
+    """Callers' credentials: create, list, revoke."""
+
+
+def database_flags(command: Callable[..., None]) -> Callable[..., None]:
+    return setting_flags("database_url", "data_dir")(command)
+
+
+@token.command()
+@click.option("--service", required=True, help="Who will call: a name for logs and lists.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    required=True,
+    type=click.Choice([scope.value for scope in Scope]),
+    help="What it may do; can be given several times.",
+)
+@click.option("--days", type=click.IntRange(1, 3650), help="How long it is good; else for ever.")
+@database_flags
+def create(service: str, scopes: tuple[str, ...], days: int | None, **flags: Any) -> None:
+    """Make a token and print it: once, since only its hash is kept."""
+    with failures():
+        expires_in = timedelta(days=days) if days else None
+        made = tokens.create(
+            _database(flags), service=service, scopes=scopes, expires_in=expires_in
+        )
+        click.echo(asyncio.run(made))
+
+
+@token.command(name="list")
+@database_flags
+def list_(**flags: Any) -> None:
+    """Show every token: its key id, never its secret."""
+    with failures():
+        rows = asyncio.run(tokens.every(_database(flags)))
+        table = Table(box=None)
+        for column in ("key id", "service", "made", "expires", "revoked", "scopes"):
+            table.add_column(column, no_wrap=True)
+        for row in rows:
+            times = (row["created_at"], row["expires_at"], row["revoked_at"])
+            shown = (f"{time:%Y-%m-%d %H:%M}" if time else "-" for time in times)
+            table.add_row(row["key_id"], row["service"], *shown, " ".join(row["scopes"]))
+        console = Console()
+        console.width = max(console.width, 150)
+        console.print(table)
+
+
+@token.command()
+@click.argument("key_id")
+@database_flags
+def revoke(key_id: str, **flags: Any) -> None:
+    """End a token, by its key id or whole; it is refused everywhere within five seconds."""
+    with failures():
+        key_id = split_token(key_id)[0] or key_id
+        if not asyncio.run(tokens.revoke(_database(flags), key_id)):
+            raise ConfigurationError(f"there is no token with the key id '{key_id}'")
+        click.echo(f"Revoked {key_id}.")
+
+
+def _database(flags: dict[str, Any]) -> str:
+    """The database to work on: the one given, else the embedded one of a server that runs."""
+    settings = load(**flags)
+    logs.configure(settings)
+    return settings.database_url or EmbeddedPostgres(settings.data_dir).url

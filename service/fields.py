@@ -114,17 +114,17 @@ class Fields:
         return id
 
     def message_key(
-        self, request: ProtoMessage, oneof: str = "key", prefix: str = ""
+        self, request: ProtoMessage, oneof: str = "key", prefix: str = "", *, lowest: int = 1
     ) -> UUID | int:
         """The message that a oneof of `…message_id` and `…sequence` names; required."""
-        key = self.optional_message_key(request, oneof, prefix)
+        key = self.optional_message_key(request, oneof, prefix, lowest=lowest)
         if key is None:
             self.reject("REQUIRED", f"{prefix}message_id")
             return 0
         return key
 
     def optional_message_key(
-        self, request: ProtoMessage, oneof: str, prefix: str = ""
+        self, request: ProtoMessage, oneof: str, prefix: str = "", *, lowest: int = 1
     ) -> UUID | int | None:
         name = request.WhichOneof(oneof)
         if name is None:
@@ -132,8 +132,8 @@ class Fields:
         value = getattr(request, name)
         if isinstance(value, str):
             return self.id(f"{prefix}{name}", value)
-        if value < 1:
-            self.reject("OUT_OF_BOUNDS", f"{prefix}{name}", min=1, max=2**63 - 1)
+        if value < lowest:
+            self.reject("OUT_OF_BOUNDS", f"{prefix}{name}", min=lowest, max=2**63 - 1)
         return int(value)
 
     def username(self, field: str, value: str) -> str:

@@ -102,14 +102,28 @@ class Report:
     failures: list[str] = field(default_factory=list)
 
 
-async def import_files(paths: Iterable[Path], *, address: str, token: str) -> Report:
-    """Import the files in order, several conversations at a time, showing progress."""
+async def import_files(
+    paths: Iterable[Path], *, address: str, token: str, ca: Path | None = None
+) -> Report:
+    """Import the files in order, several conversations at a time, showing progress.
+
+    By TLS where `ca` is given: the certificate of the authority to trust.
+    """
     report = Report()
-    async with grpc.aio.insecure_channel(address) as channel:
-        target = Importer(channel, token, report)
-        with _progress(list(paths)) as lines:
-            await _in_parallel(lines, target.conversation, report)
+    try:
+        async with _channel(address, ca) as channel:
+            target = Importer(channel, token, report)
+            with _progress(list(paths)) as lines:
+                await _in_parallel(lines, target.conversation, report)
+    except (OSError, EOFError) as error:
+        raise ImportFailedError(f"cannot read the files: {error}") from error
     return report
+
+
+def _channel(address: str, ca: Path | None) -> grpc.aio.Channel:
+    if ca is None:
+        return grpc.aio.insecure_channel(address)
+    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(ca.read_bytes()))
 
 
 class Importer:

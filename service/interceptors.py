@@ -35,7 +35,7 @@ from service.errors import (
     Unimplemented,
     Unknown,
 )
-from service.identity import Call
+from service.identity import Call, Scope
 from service.store import Store
 
 log = structlog.get_logger()
@@ -46,6 +46,18 @@ MAX_VIOLATIONS = 20
 MAX_DETAIL_BYTES = 4_096
 MAX_MESSAGE_BYTES = 500
 MAX_KNOWN_BYTES = 256
+
+# The line of a mutation is its audit record: who, for whom, what, on what, and what came of it.
+AUDITED = (
+    "conversation_id",
+    "user_id",
+    "other_user_id",
+    "sender_id",
+    "message_id",
+    "sequence",
+    "request_id",
+)
+MAX_AUDITED = 100
 
 # grpc's own types speak of its synchronous server.
 Handler = Any
@@ -65,6 +77,8 @@ class Method:
     request: str
     decode: Callable[[bytes], ProtoMessage]
     behavior: Behavior
+    # What the log tells of a mutation: the request's own names for what it changes.
+    audited: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -134,6 +148,7 @@ class Interceptors:
             request=descriptor.input_type.name,
             decode=GetMessageClass(descriptor.input_type).FromString,
             behavior=behavior,
+            audited=_audited(descriptor),
         )
 
         # grpc asks what it is given whether it is a coroutine function, and believes it.
@@ -181,6 +196,9 @@ class Interceptors:
         caller = await self._gatekeeper.authenticate(metadata)
         work.record["caller"] = caller.service
         request = _decode(method, raw)
+        for name in method.audited:
+            if value := getattr(request, name):
+                work.record[name] = str(value)[:MAX_AUDITED]
         self._store.require_reachable()
         call = await self._gatekeeper.admit(method.name, method.access, caller, metadata)
         work.call = call
@@ -261,6 +279,13 @@ class Interceptors:
         finally:
             record["ms"] = round((time.perf_counter() - started) * 1000, 2)
             log.info("call", **record)
+
+
+def _audited(method: MethodDescriptor) -> tuple[str, ...]:
+    """The fields by which a mutation's request names things; of a read, none."""
+    if access_of(method).scope is Scope.READ:
+        return ()
+    return tuple(name for name in AUDITED if name in method.input_type.fields_by_name)
 
 
 async def _attempt(behavior: Behavior, request: Any, call: Call) -> ProtoMessage:

@@ -29,7 +29,7 @@ def configure(settings: Settings) -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-            _tell_exception,
+            tell_exception,
             *renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
@@ -59,7 +59,7 @@ def _is_database(error: BaseException) -> bool:
     return type(error).__module__.startswith(("asyncpg", "sqlalchemy"))
 
 
-def _tell_exception(_: object, __: str, event: MutableMapping[str, Any]) -> Any:
+def tell_exception(_: object, __: str, event: MutableMapping[str, Any]) -> Any:
     """The exception of a log line and its causes, down to the database."""
     error = event.pop("exc_info", None)
     if error:

@@ -25,7 +25,8 @@ from parley.v1 import (
     user_pb2,
 )
 from service import schema
-from service.access import Gatekeeper, hash_of, split_token
+from service.access import Gatekeeper, hash_of, new_token, split_token
+from service.certificates import CertificateError, Certificates
 from service.embedded import EmbeddedPostgres
 from service.errors import Unavailable
 from service.identity import Scope
@@ -34,6 +35,7 @@ from service.logs import text_of
 from service.lookups import Lookups
 from service.paging import PageTokens
 from service.readiness import Readiness
+from service.reading import Reader
 from service.sending import Sender
 from service.servicers.conversations import ConversationServicer
 from service.servicers.messages import MessageServicer
@@ -80,6 +82,7 @@ class Server:
         # Known once bound and, where this machine alone can call, once the database has answered.
         self.address = settings.address
         self.token: str | None = None
+        self.tls_chain = settings.tls_chain
         self._server = grpc.aio.server(options=OPTIONS)
         self._tasks: list[asyncio.Task[None]] = []
         self._build()
@@ -100,7 +103,7 @@ class Server:
             (
                 participant_pb2,
                 "ParticipantService",
-                ParticipantServicer(store, lookups, page_tokens),
+                ParticipantServicer(store, lookups, Reader(store), page_tokens),
             ),
             (message_pb2, "MessageService", MessageServicer(store, lookups, sender, page_tokens)),
             (event_pb2, "EventService", None),
@@ -144,7 +147,15 @@ class Server:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
                 probe.listen()
-            port = self._server.add_insecure_port(settings.address)
+            if settings.tls_chain and settings.tls_key:
+                certificates = Certificates(
+                    settings.tls_chain, settings.tls_key, settings.tls_client_ca
+                )
+                port = self._server.add_secure_port(settings.address, certificates.credentials())
+            else:
+                port = self._server.add_insecure_port(settings.address)
+        except CertificateError as error:
+            raise ConfigurationError(f"PARLEY_TLS_CHAIN, PARLEY_TLS_KEY: {error}.") from None
         except (OSError, RuntimeError) as error:
             why = (isinstance(error, OSError) and error.strerror) or "it is taken"
             raise ConfigurationError(
@@ -219,7 +230,7 @@ def development_token(file: Path) -> str:
         if file.exists() and (token := file.read_text().strip()):
             return token
         file.parent.mkdir(parents=True, exist_ok=True)
-        token = f"parley_{secrets.token_hex(8)}_{secrets.token_urlsafe(32)}"
+        token = new_token()
         # Whole or not at all, whatever happens meanwhile.
         draft = file.with_name(f"token.{os.getpid()}")
         draft.touch(mode=0o600)

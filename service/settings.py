@@ -27,6 +27,13 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         Path(".parley"), description="Holds the embedded PostgreSQL and the development token."
     )
+    tls_chain: Path | None = Field(
+        None, description="Certificate chain to serve TLS with, as PEM; read again when it changes."
+    )
+    tls_key: Path | None = Field(None, description="The chain's private key, as PEM.")
+    tls_client_ca: Path | None = Field(
+        None, description="Only clients with a certificate from this authority may connect."
+    )
     plaintext_behind_mesh: bool = Field(
         False,
         description="Listen beyond this machine without TLS, because something in front has it.",
@@ -84,8 +91,14 @@ def load(**flags: Any) -> Settings:
 
 def require_private(settings: Settings) -> None:
     """Raise where strangers could listen to what is said."""
-    if not settings.is_loopback and not settings.plaintext_behind_mesh:
+    if (settings.tls_chain is None) != (settings.tls_key is None):
+        missing = "KEY" if settings.tls_chain else "CHAIN"
+        raise ConfigurationError(f"PARLEY_TLS_{missing}: set both TLS_CHAIN and TLS_KEY, or none.")
+    if settings.tls_client_ca and not settings.tls_chain:
+        raise ConfigurationError("PARLEY_TLS_CLIENT_CA: it needs PARLEY_TLS_CHAIN and _KEY.")
+    if not settings.is_loopback and not settings.tls_chain and not settings.plaintext_behind_mesh:
         raise ConfigurationError(
-            f"PARLEY_ADDRESS: {settings.address} can be reached from other machines, and this "
-            "version has no TLS of its own: listen on 127.0.0.1, or say --plaintext-behind-mesh."
+            f"PARLEY_ADDRESS: {settings.address} can be reached from other machines: set "
+            "PARLEY_TLS_CHAIN and PARLEY_TLS_KEY, or listen on 127.0.0.1, or say "
+            "--plaintext-behind-mesh."
         )

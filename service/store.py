@@ -31,7 +31,9 @@ from service.errors import (
 from service.logs import text_of
 from service.repositories.base import Connection, Mark
 from service.repositories.conversations import Conversations
+from service.repositories.cursors import Cursors
 from service.repositories.events import Events
+from service.repositories.invitations import Invitations
 from service.repositories.messages import Messages
 from service.repositories.participants import Participants
 from service.repositories.requests import Requests
@@ -138,6 +140,14 @@ class Snapshot:
     @cached_property
     def participants(self) -> Participants:
         return Participants(self.connection)
+
+    @cached_property
+    def invitations(self) -> Invitations:
+        return Invitations(self.connection)
+
+    @cached_property
+    def cursors(self) -> Cursors:
+        return Cursors(self.connection)
 
     @cached_property
     def messages(self) -> Messages:

@@ -5,19 +5,17 @@ keeps its key id, the SHA-256 of its secret, the service, its scopes and its end
 several at once, so that one can be replaced without an interruption.
 """
 
-import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
-from service.access import hash_of, split_token
-from service.identity import Scope
+from service.access import hash_of, new_token, split_token
 from service.repositories.base import Row
 from service.store import Store
 
 
 async def create(
-    url: str, *, service: str, scopes: Sequence[Scope], expires_in: timedelta | None
+    url: str, *, service: str, scopes: Sequence[str], expires_in: timedelta | None
 ) -> str:
     """A new token for the service. Nobody can show it again."""
     token = new_token()
@@ -43,10 +41,6 @@ async def revoke(url: str, key_id: str) -> bool:
     """End a token, for every server within the seconds that it remembers one; False if unknown."""
     async with _store(url) as store, store.transaction() as transaction:
         return await transaction.tokens.revoke(key_id) is not None
-
-
-def new_token() -> str:
-    return f"parley_{secrets.token_hex(8)}_{secrets.token_urlsafe(32)}"
 
 
 @asynccontextmanager

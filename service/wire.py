@@ -22,6 +22,7 @@ from service.domain import (
 from service.fields import EPOCH, Fields
 from service.identity import Actor
 from service.repositories.base import Row
+from service.repositories.invitations import Invitation
 from service.rules.etags import current_etag, etag_of
 from service.rules.messages import Draft, Numbered
 from service.rules.metadata import merged
@@ -44,12 +45,7 @@ PARTICIPANT_STATUS = _numbers(ParticipantStatus)
 
 def user(row: Row, actor: Actor | None) -> user_pb2.User:
     """The whole user for the system and for itself; for anybody else, whom it sees."""
-    seen = user_pb2.User(
-        id=str(row["id"]),
-        username=row["username"],
-        full_name=row["full_name"],
-        kind=USER_KIND[row["kind"]],
-    )
+    seen = other_user(row)
     if actor and actor.id != row["id"]:
         return seen
     seen.email = row["email"] or ""
@@ -60,6 +56,16 @@ def user(row: Row, actor: Actor | None) -> user_pb2.User:
     seen.etag = etag_of(row["id"], row["revision"])
     _times(seen, row)
     return seen
+
+
+def other_user(row: Row) -> user_pb2.User:
+    """What anybody sees of a user."""
+    return user_pb2.User(
+        id=str(row["id"]),
+        username=row["username"],
+        full_name=row["full_name"],
+        kind=USER_KIND[row["kind"]],
+    )
 
 
 def conversation(row: Row) -> conversation_pb2.Conversation:
@@ -115,6 +121,15 @@ def participant(row: Row) -> participant_pb2.Participant:
     _time(seen.create_time, row["created_at"])
     _time(seen.update_time, row["updated_at"])
     return seen
+
+
+def invitation(invited: Invitation) -> participant_pb2.Invitation:
+    return participant_pb2.Invitation(
+        participant=participant(invited.participant),
+        conversation_title=invited.conversation_title,
+        inviter=other_user(invited.inviter) if invited.inviter else None,
+        initial_message=message(invited.message) if invited.message else None,
+    )
 
 
 def message(row: Row) -> message_pb2.Message:

@@ -177,6 +177,54 @@ class Client:
         response = await self.participants.LeaveConversation(request)
         return response.participant  # type: ignore[no-any-return]
 
+    async def add(self, conversation: Conversation, user: User, **values: Any) -> Participant:
+        """At once: by the actor or, from the system, by whom `invited_by_user_id` names."""
+        request = participant_pb2.AddParticipantRequest(
+            conversation_id=conversation.id, user_id=user.id, **values
+        )
+        response = await self.participants.AddParticipant(request)
+        return response.participant  # type: ignore[no-any-return]
+
+    async def revoke(self, conversation: Conversation, user: User, **values: Any) -> Participant:
+        request = participant_pb2.RevokeInvitationRequest(
+            conversation_id=conversation.id, user_id=user.id, **values
+        )
+        response = await self.participants.RevokeInvitation(request)
+        return response.participant  # type: ignore[no-any-return]
+
+    async def remove(self, conversation: Conversation, user: User, **values: Any) -> Participant:
+        request = participant_pb2.RemoveParticipantRequest(
+            conversation_id=conversation.id, user_id=user.id, **values
+        )
+        response = await self.participants.RemoveParticipant(request)
+        return response.participant  # type: ignore[no-any-return]
+
+    async def appoint(
+        self,
+        conversation: Conversation,
+        user: User,
+        role: "Participant.Role.ValueType",
+        **values: Any,
+    ) -> Participant:
+        """The user in another role."""
+        request = participant_pb2.UpdateParticipantRequest(
+            conversation_id=conversation.id,
+            user_id=user.id,
+            participant=Participant(role=role),
+            **values,
+        )
+        response = await self.participants.UpdateParticipant(request)
+        return response.participant  # type: ignore[no-any-return]
+
+    async def mark_read(
+        self, conversation: Conversation, user: User, sequence: int, **values: Any
+    ) -> participant_pb2.MarkReadResponse:
+        """How far the user has read, up to a sequence at least."""
+        request = participant_pb2.MarkReadRequest(
+            conversation_id=conversation.id, user_id=user.id, sequence=sequence, **values
+        )
+        return await self.participants.MarkRead(request)  # type: ignore[no-any-return]
+
     async def participant(self, conversation: Conversation, user: User) -> Participant:
         request = participant_pb2.GetParticipantRequest(
             conversation_id=conversation.id, user_id=user.id
@@ -184,11 +232,71 @@ class Client:
         response = await self.participants.GetParticipant(request)
         return response.participant  # type: ignore[no-any-return]
 
+    async def direct(self, one: User, other: User) -> Conversation:
+        """The direct conversation of the two."""
+        request = conversation_pb2.GetOrCreateDirectConversationRequest(
+            user_id=one.id, other_user_id=other.id
+        )
+        response = await self.conversations.GetOrCreateDirectConversation(request)
+        return response.conversation  # type: ignore[no-any-return]
+
+    def update(self, conversation: Conversation | str, **values: Any) -> Any:
+        """An UpdateConversation, to be awaited; `mask` and `patch` for short."""
+        mask, patch = values.pop("mask", None), values.pop("patch", None)
+        options = {
+            name: values.pop(name)
+            for name in ("etag", "request_id", "validate_only")
+            if name in values
+        }
+        request = conversation_pb2.UpdateConversationRequest(
+            conversation_id=_name(conversation), **options
+        )
+        if values:
+            request.conversation.CopyFrom(Conversation(**values))
+        if mask is not None:
+            request.update_mask.paths[:] = mask
+        if patch is not None:
+            request.metadata_patch.update(patch)
+        return self.conversations.UpdateConversation(request)
+
+    def delete(self, conversation: Conversation | str, **values: Any) -> Any:
+        return self.conversations.DeleteConversation(
+            conversation_pb2.DeleteConversationRequest(
+                conversation_id=_name(conversation), **values
+            )
+        )
+
+    def undelete(self, conversation: Conversation | str, **values: Any) -> Any:
+        return self.conversations.UndeleteConversation(
+            conversation_pb2.UndeleteConversationRequest(
+                conversation_id=_name(conversation), **values
+            )
+        )
+
+    def purge(self, conversation: Conversation | str, **values: Any) -> Any:
+        return self.conversations.PurgeConversation(
+            conversation_pb2.PurgeConversationRequest(conversation_id=_name(conversation), **values)
+        )
+
+    def delete_message(self, conversation: Conversation | str, **values: Any) -> Any:
+        return self.messages.DeleteMessage(
+            message_pb2.DeleteMessageRequest(conversation_id=_name(conversation), **values)
+        )
+
+    def undelete_message(self, conversation: Conversation | str, **values: Any) -> Any:
+        return self.messages.UndeleteMessage(
+            message_pb2.UndeleteMessageRequest(conversation_id=_name(conversation), **values)
+        )
+
     async def seen(self, conversation: Conversation) -> Conversation:
         """The conversation as this client sees it now."""
         request = conversation_pb2.GetConversationRequest(conversation_id=conversation.id)
         response = await self.conversations.GetConversation(request)
         return response.conversation  # type: ignore[no-any-return]
+
+
+def _name(conversation: Conversation | str) -> str:
+    return conversation if isinstance(conversation, str) else conversation.id
 
 
 async def is_replay(call: Any) -> bool:

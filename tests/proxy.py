@@ -92,10 +92,12 @@ class Link:
         self._client, self._to_client = client
         self._server, self._to_server = server
         self._fault: Fault | None = None
+        self._over = asyncio.Event()
 
     def cut(self) -> None:
         self._to_client.transport.abort()
         self._to_server.transport.abort()
+        self._over.set()
 
     async def run(self) -> None:
         ways = [asyncio.create_task(self._ask()), asyncio.create_task(self._answer())]
@@ -115,6 +117,9 @@ class Link:
                         return
                 if self._fault is not Fault.SWALLOWED_BEFORE:
                     self._to_server.write(chunk)
+        if self._fault in (Fault.SWALLOWED_BEFORE, Fault.SWALLOWED_AFTER):
+            # The client has given up; PostgreSQL is not to know.
+            await self._over.wait()
 
     async def _answer(self) -> None:
         with suppress(OSError):
@@ -126,7 +131,7 @@ class Link:
                     self._to_client.write(chunk)
         if self._fault is not None:
             # PostgreSQL may have ended the session; the client is not to know.
-            await asyncio.Event().wait()
+            await self._over.wait()
 
 
 async def _nothing() -> None:

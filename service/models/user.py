@@ -29,14 +29,24 @@ class User(BaseModel):
     # Counts client-made changes; the etag is made from it.
     revision: Mapped[int] = mapped_column(server_default=text("1"))
 
+    # Nothing goes with a user: the database refuses while anything points at it.
     created_conversations: Mapped[list["Conversation"]] = relationship(
-        back_populates="creator", foreign_keys="Conversation.creator_id", lazy="raise"
+        back_populates="creator",
+        foreign_keys="Conversation.creator_id",
+        passive_deletes="all",
+        lazy="raise",
     )
     participations: Mapped[list["Participant"]] = relationship(
-        back_populates="user", foreign_keys="Participant.user_id", lazy="raise"
+        back_populates="user",
+        foreign_keys="Participant.user_id",
+        passive_deletes="all",
+        lazy="raise",
     )
     invitations_made: Mapped[list["Participant"]] = relationship(
-        back_populates="invited_by", foreign_keys="Participant.invited_by_user_id", lazy="raise"
+        back_populates="invited_by",
+        foreign_keys="Participant.invited_by_user_id",
+        passive_deletes="all",
+        lazy="raise",
     )
 
     __table_args__ = (

@@ -61,8 +61,21 @@ class Repository:
         self._connection = connection
 
 
-def columns_of(table: str, alias: str, *, but: str = "") -> str:
-    """Every column of a table by name: a plan must not go stale because one is added."""
+def columns_of(table: str, alias: str, *, but: str = "", prefix: str = "") -> str:
+    """Every column of a table by name: a plan must not go stale because one is added.
+
+    With a prefix they are told from those of another table in the same row; see `part`.
+    """
     return ", ".join(
-        f"{alias}.{column.name}" for column in tables[table].columns if column.name != but
+        f"{alias}.{column.name}" + (f" AS {prefix}{column.name}" if prefix else "")
+        for column in tables[table].columns
+        if column.name != but
     )
+
+
+def part(row: Row, prefix: str) -> Row | None:
+    """The columns that bear the prefix, without it; None where the table had no such row."""
+    found = {
+        name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)
+    }
+    return found if found["created_at"] else None

@@ -1,10 +1,9 @@
 from collections.abc import Sequence
-from typing import Any
 from uuid import UUID
 
 from service.repositories.base import Repository, Row, columns_of
 from service.repositories.visibility import FIRST, LAST, SEES, SHOWN, UNREAD, readable
-from service.rules.cursors import Moved, Outcome, Reading, State, decide
+from service.rules.cursors import Moved, Outcome, Reading, State, Unmoved, decide
 
 # All that the decisions need, one row an item. Each part is a look-up by a unique key.
 LOAD = f"""
@@ -53,11 +52,13 @@ SELECT * FROM unnest($6::uuid[], $7::bytea[], $8::bytea[], $9::uuid[])
 
 FIND = f"""
 SELECT {columns_of("participants", "p")}, u.username, {UNREAD} AS unread_count
-FROM unnest($1::uuid[], $2::uuid[]) WITH ORDINALITY AS k(conversation_id, user_id, position)
+FROM (SELECT DISTINCT * FROM unnest($1::uuid[], $2::uuid[]) AS k(conversation_id, user_id)) AS k
 JOIN participants p ON p.conversation_id = k.conversation_id AND p.user_id = k.user_id
 JOIN users u ON u.id = p.user_id
-ORDER BY k.position
 """
+
+# (conversation's id, user's id)
+Key = tuple[UUID, UUID]
 
 
 class Cursors(Repository):
@@ -69,13 +70,14 @@ class Cursors(Repository):
         await self._write(items, outcomes)
         return outcomes
 
-    async def find(self, keys: Sequence[tuple[UUID, UUID]]) -> list[Row]:
-        """The participant of each (conversation, user), which exists, and what it has not read."""
-        return await self._connection.fetch(
+    async def find(self, keys: Sequence[Key]) -> dict[Key, Row]:
+        """The participant of each (conversation, user), and how many messages it has not read."""
+        rows = await self._connection.fetch(
             FIND,
             [conversation_id for conversation_id, _ in keys],
             [user_id for _, user_id in keys],
         )
+        return {(row["conversation_id"], row["user_id"]): row for row in rows}
 
     async def _load(self, items: list[Reading]) -> dict[UUID, State]:
         rows = await self._connection.fetch(
@@ -103,27 +105,27 @@ class Cursors(Repository):
         return states
 
     async def _write(self, items: list[Reading], outcomes: list[Outcome]) -> None:
-        done = [
+        moves = [
             (item, outcome)
             for item, outcome in zip(items, outcomes, strict=True)
             if isinstance(outcome, Moved)
         ]
-        requested: list[tuple[Any, ...]] = [
-            (item.conversation_id, item.request.key, item.request.payload_hash, outcome.user_id)
+        requests = [
+            (item.conversation_id, item.request, outcome.user_id)
             for item, outcome in zip(items, outcomes, strict=True)
-            if item.request and not isinstance(outcome, Exception)
-            and not getattr(outcome, "replayed", False)
+            if item.request and isinstance(outcome, Moved | Unmoved)
         ]
-        if done or requested:
-            await self._connection.fetch(
-                WRITE,
-                [item.conversation_id for item, _ in done],
-                [outcome.user_id for _, outcome in done],
-                [item.actor_id for item, _ in done],
-                [outcome.sequence for _, outcome in done],
-                [outcome.version for _, outcome in done],
-                [row[0] for row in requested],
-                [row[1] for row in requested],
-                [row[2] for row in requested],
-                [row[3] for row in requested],
-            )
+        if not moves and not requests:
+            return
+        await self._connection.fetch(
+            WRITE,
+            [item.conversation_id for item, _ in moves],
+            [move.user_id for _, move in moves],
+            [item.actor_id for item, _ in moves],
+            [move.sequence for _, move in moves],
+            [move.version for _, move in moves],
+            [conversation_id for conversation_id, _, _ in requests],
+            [request.key for _, request, _ in requests],
+            [request.payload_hash for _, request, _ in requests],
+            [user_id for _, _, user_id in requests],
+        )

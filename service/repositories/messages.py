@@ -3,16 +3,19 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import and_, func, literal, select, text
+from sqlalchemy import and_, func, literal, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql import ColumnElement
 
+from service.domain import EventType
 from service.models.base import HAS_METADATA
 from service.repositories.base import Mark, Repository, Row, columns_of, tables
+from service.repositories.events import Events, Fact
 from service.repositories.visibility import SEES, readable
 from service.rules.messages import Accepted, Append, Numbered, Outcome, Reference, State, decide
 
 messages = tables["messages"]
+conversations = tables["conversations"]
 
 MESSAGE = columns_of("messages", "m")
 
@@ -50,9 +53,9 @@ WRITE = """
 WITH now AS MATERIALIZED (SELECT clock_timestamp() AS at),
 draft AS MATERIALIZED (
   SELECT k.*, greatest(now.at, c.last_message_at) AS created_at
-  FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::uuid[], $6::uuid[], $7::text[],
-              $8::text[], $9::text[], $10::int[], $11::int[], $12::int[], $13::text[], $14::uuid[],
-              $15::uuid[], $16::timestamptz[], $17::text[])
+  FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::uuid[], $6::uuid[],
+              $7::text[], $8::text[], $9::text[], $10::int[], $11::int[], $12::int[], $13::text[],
+              $14::uuid[], $15::uuid[], $16::timestamptz[], $17::text[])
     AS k(conversation_id, id, sequence, version, actor_id, sender_id, role, content, metadata,
          tokens_used, input_tokens, output_tokens, model, reply_to_message_id, parent_message_id,
          sent_at, external_id)
@@ -226,6 +229,44 @@ class Messages(Repository):
         for row in rows:
             found[row["position"] - 1] = row
         return found
+
+    async def delete(self, message: Row, *, after_version: int, actor_id: UUID | None) -> None:
+        """Make it a tombstone; what it said stays beneath, and so does what it cost."""
+        mark = {"deleted_at": func.clock_timestamp(), "deleted_by_user_id": actor_id}
+        await self._mark(message, mark, EventType.MESSAGE_DELETED, after_version, actor_id)
+
+    async def undelete(self, message: Row, *, after_version: int, actor_id: UUID | None) -> None:
+        mark = {"deleted_at": None, "deleted_by_user_id": None}
+        await self._mark(message, mark, EventType.MESSAGE_UNDELETED, after_version, actor_id)
+
+    async def _mark(
+        self,
+        message: Row,
+        mark: dict[str, Any],
+        type: EventType,
+        after_version: int,
+        actor_id: UUID | None,
+    ) -> None:
+        conversation_id = message["conversation_id"]
+        await self._connection.execute(
+            update(messages)
+            .where(messages.c.conversation_id == conversation_id, messages.c.id == message["id"])
+            .values(**mark, mark_count=messages.c.mark_count + 1)
+        )
+        await self._connection.execute(
+            update(conversations)
+            .where(conversations.c.id == conversation_id)
+            .values(version=after_version + 1)
+        )
+        told = Fact(
+            type=type,
+            actor_id=actor_id,
+            sequence=message["sequence"],
+            revision=message["revision"],
+        )
+        await Events(self._connection).record(
+            conversation_id=conversation_id, after_version=after_version, facts=[told]
+        )
 
     async def list(
         self,

@@ -40,13 +40,19 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Unmoved:
-    """The user's cursor stays; `replayed`: an earlier request under the same id saw to it."""
+    """The user's cursor is there already, or further on."""
 
     user_id: UUID
-    replayed: bool = False
 
 
-Outcome = Moved | Unmoved | ParleyError
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """An earlier request under the same id saw to the user's cursor."""
+
+    user_id: UUID
+
+
+Outcome = Moved | Unmoved | Replayed | ParleyError
 
 
 @dataclass(slots=True)
@@ -76,10 +82,10 @@ def decide(items: list[Reading], states: Mapping[UUID, State]) -> list[Outcome]:
     return outcomes
 
 
-def _decide(item: Reading, state: State) -> Moved | Unmoved:
+def _decide(item: Reading, state: State) -> Moved | Unmoved | Replayed:
     if item.request and (recorded := state.requests.get(item.request.key)):
         require_same(item.request, recorded)
-        return Unmoved(recorded["subject_id"], replayed=True)
+        return Replayed(recorded["subject_id"])
     if state.conversation is None:
         raise NotFound("conversation", item.conversation)
     user_id: UUID = _require_reader(item, state)["user_id"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
 from service.errors import AlreadyExists, FailedPrecondition, NotFound
 from service.rules.etags import current_etag, require_etag
@@ -26,6 +27,12 @@ def undelete(row: Row | None, *, kind: str, name: object, etag: str) -> None:
     if row["deleted_at"] is None:
         raise AlreadyExists("NOT_DELETED", kind, name)
     require_etag(etag, current_etag(row))
+
+
+def deleter_or_sender(message: Row) -> UUID | None:
+    """Whose a message is while it is deleted: its author's no more, if somebody else did it."""
+    id: UUID | None = message["deleted_by_user_id" if message["deleted_at"] else "sender_id"]
+    return id
 
 
 def purge(row: Row | None, *, kind: str, name: object, etag: str, allow_missing: bool) -> bool:

@@ -7,6 +7,7 @@ sees is decided by SQL, in repositories/visibility.py, and arrives here as `pers
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
+from uuid import UUID
 
 from service.domain import ParticipantRole as Role
 from service.domain import ParticipantStatus as Status
@@ -63,6 +64,15 @@ def require_right(right: Right, person: Person | None, *, conversation: str) -> 
             "PERMISSION_DENIED", rule=f"a participant with role {person['role']} may not {right}"
         )
     return person
+
+
+def require_may_delete(
+    person: Person | None, owner_id: UUID | None, *, actor_id: UUID, conversation: str
+) -> None:
+    """Raise unless the actor may delete, or undelete, a message that is `owner_id`'s."""
+    own = owner_id == actor_id
+    right = Right.DELETE_MESSAGES if own else Right.DELETE_OTHERS_MESSAGES
+    require_right(right, person, conversation=conversation)
 
 
 def require_grantable(own: Role, role: Role, *, field: str) -> None:

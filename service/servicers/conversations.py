@@ -1,17 +1,19 @@
 import re
 import secrets
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
 from parley.v1 import conversation_pb2 as pb
 from parley.v1 import conversation_pb2_grpc, participant_pb2
-from service import paging, wire
+from service import masks, paging, wire
+from service.coalescer import lock_of
 from service.domain import ParticipantRole
 from service.errors import (
     FailedPrecondition,
+    InvalidArgument,
     NotFound,
     ParleyError,
     PermissionDenied,
@@ -21,10 +23,22 @@ from service.identity import Call
 from service.lookups import Lookups
 from service.paging import PageTokens
 from service.repositories.base import Row
+from service.repositories.conversations import Purged
 from service.repositories.messages import WHOLE
+from service.rules import conversations, deletion
+from service.rules.conversations import Pair
+from service.rules.etags import current_etag, require_etag
 from service.rules.messages import Accepted, Append, Draft
 from service.rules.participants import MAX_PARTICIPANTS, Change, Move, enter, require_room
-from service.rules.rights import user_not_found
+from service.rules.requests import RequestId
+from service.rules.rights import (
+    Right,
+    require_live,
+    require_right,
+    require_usable,
+    require_writable,
+    user_not_found,
+)
 from service.store import Store, Transaction
 
 # Everybody whom a request names, by whatever it names them.
@@ -55,8 +69,30 @@ class NewConversation:
     message: tuple[Draft, UUID | str | None] | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What every call that changes or removes a conversation asks for."""
+
+    # The conversation as named, and as what.
+    conversation: str
+    reference: UUID | str
+    etag: str
+    # Remembered outside the conversation: one that was renamed or purged is no longer found by the
+    # name that the call has for it, and a call that is repeated must be.
+    request: RequestId | None
+    dry_run: bool = False
+
+
+# What a call does to a conversation that is locked, as the caller sees it; None where it is missing
+# or hidden. Returns its id, or None where there was nothing to do.
+Deed = Callable[[Transaction, Row | None], Awaitable[UUID | None]]
+
+# A user whom a request names: the field, the name, and what the name may be.
+NamedUser = tuple[str, str, UUID | str | None]
+
+
 class ConversationServicer(conversation_pb2_grpc.ConversationServiceServicer):
-    """Conversations: made, found, listed."""
+    """Conversations: made, found, listed, changed, removed."""
 
     def __init__(self, store: Store, lookups: Lookups, page_tokens: PageTokens) -> None:
         self._store = store
@@ -153,6 +189,158 @@ class ConversationServicer(conversation_pb2_grpc.ConversationServiceServicer):
             )
         return response
 
+    async def GetOrCreateDirectConversation(
+        self, request: pb.GetOrCreateDirectConversationRequest, call: Call
+    ) -> pb.GetOrCreateDirectConversationResponse:
+        with Fields() as fields:
+            user = fields.user("user_id", request.user_id, required=not call.actor)
+            other = fields.user("other_user_id", request.other_user_id)
+            request_id = fields.request_id(call, request)
+            lock = request_id.lock if request_id else None
+
+        async with self._store.transaction(lock=lock) as transaction:
+            if done := await transaction.requests.find(request_id):
+                call.mark_replayed()
+                conversation_id, created = done["subject_id"], done["created"]
+            else:
+                named = [
+                    ("user_id", request.user_id, user or call.actor_id),
+                    ("other_user_id", request.other_user_id, other),
+                ]
+                conversation_id, created = await _meet(transaction, named, call)
+                await transaction.requests.record(
+                    request_id, subject_id=conversation_id, created=created
+                )
+            (view,) = await transaction.conversations.views([(conversation_id, call.actor_id)])
+        if view is None:
+            raise NotFound("conversation", conversation_id)
+
+        return pb.GetOrCreateDirectConversationResponse(
+            conversation=wire.conversation(view), created=created
+        )
+
+    async def UpdateConversation(
+        self, request: pb.UpdateConversationRequest, call: Call
+    ) -> pb.UpdateConversationResponse:
+        with Fields() as fields:
+            asked = _asked(fields, request, call, etag=_given_etag(request))
+            if request.update_mask.paths and not request.HasField("conversation"):
+                fields.reject("REQUIRED", "conversation")
+            taken = masks.paths(fields, request, "conversation")
+            values = _values(fields, request.conversation, taken)
+            patch = fields.metadata("metadata_patch", request.metadata_patch)
+
+        async def update(transaction: Transaction, view: Row | None) -> UUID:
+            view = _require(Right.UPDATE, view, asked, call)
+            with Fields() as fields:
+                metadata = wire.patched(fields, {**view, **values}["metadata"], patch)
+            changes = conversations.update(view, {**values, "metadata": metadata})
+            require_etag(asked.etag, current_etag(view))
+            if changes:
+                await transaction.conversations.update(view, changes, actor_id=call.actor_id)
+            return _id(view)
+
+        view = await self._change(asked, call, update)
+        assert view is not None
+
+        conversation = wire.conversation(view)
+        return pb.UpdateConversationResponse(
+            conversation=wire.unmade(conversation) if request.validate_only else conversation
+        )
+
+    async def DeleteConversation(
+        self, request: pb.DeleteConversationRequest, call: Call
+    ) -> pb.DeleteConversationResponse:
+        with Fields() as fields:
+            asked = _asked(fields, request, call)
+
+        async def delete(transaction: Transaction, view: Row | None) -> UUID | None:
+            if view is not None:
+                _require(Right.DELETE, view, asked, call)
+            if not deletion.delete(
+                view,
+                kind="conversation",
+                name=asked.conversation,
+                etag=asked.etag,
+                allow_missing=request.allow_missing,
+            ):
+                return None
+            assert view is not None
+            await transaction.conversations.delete(view, actor_id=call.actor_id)
+            return _id(view)
+
+        view = await self._change(asked, call, delete)
+
+        conversation = wire.conversation(view) if view else None
+        return pb.DeleteConversationResponse(conversation=conversation)
+
+    async def UndeleteConversation(
+        self, request: pb.UndeleteConversationRequest, call: Call
+    ) -> pb.UndeleteConversationResponse:
+        with Fields() as fields:
+            asked = _asked(fields, request, call)
+
+        async def undelete(transaction: Transaction, view: Row | None) -> UUID:
+            view = _require(Right.DELETE, view, asked, call)
+            deletion.undelete(view, kind="conversation", name=asked.conversation, etag=asked.etag)
+            await transaction.conversations.undelete(view, actor_id=call.actor_id)
+            return _id(view)
+
+        view = await self._change(asked, call, undelete)
+        assert view is not None
+
+        return pb.UndeleteConversationResponse(conversation=wire.conversation(view))
+
+    async def PurgeConversation(
+        self, request: pb.PurgeConversationRequest, call: Call
+    ) -> pb.PurgeConversationResponse:
+        with Fields() as fields:
+            asked = _asked(fields, request, call)
+
+        async with self._store.transaction(lock=_lock_of(asked)) as transaction:
+            if done := await transaction.requests.find(asked.request):
+                call.mark_replayed()
+                purged = Purged(done["message_count"], done["participant_count"])
+            else:
+                view = await _locked(transaction, asked, call)
+                purged = Purged()
+                if deletion.purge(
+                    view,
+                    kind="conversation",
+                    name=asked.conversation,
+                    etag=asked.etag,
+                    allow_missing=request.allow_missing,
+                ):
+                    assert view is not None
+                    purged = await transaction.conversations.purge(view)
+                await transaction.requests.record(
+                    asked.request,
+                    subject_id=_id(view) if view else None,
+                    message_count=purged.message_count,
+                    participant_count=purged.participant_count,
+                )
+
+        return pb.PurgeConversationResponse(
+            message_count=purged.message_count, participant_count=purged.participant_count
+        )
+
+    async def _change(self, asked: Asked, call: Call, do: Deed) -> Row | None:
+        """Do it under the conversation's lock; the conversation then, if anything was done."""
+        async with self._store.transaction(lock=_lock_of(asked)) as transaction:
+            transaction.dry_run = asked.dry_run
+            if done := await transaction.requests.find(asked.request):
+                call.mark_replayed()
+                conversation_id = done["subject_id"]
+            else:
+                conversation_id = await do(transaction, await _locked(transaction, asked, call))
+                await transaction.requests.record(asked.request, subject_id=conversation_id)
+            if conversation_id is None:
+                return None
+            (view,) = await transaction.conversations.views([(conversation_id, call.actor_id)])
+        if view is None:
+            raise NotFound("conversation", asked.conversation)
+        return view
+
     async def _require_user(
         self, field: str, named: str, reference: UUID | str | None
     ) -> UUID | None:
@@ -191,18 +379,11 @@ def _new_conversation(
     if len(request.participants) + len(request.invitations) > MAX_PARTICIPANTS:
         field = "participants" if request.participants else "invitations"
         fields.reject("TOO_MANY_ITEMS", field, limit=MAX_PARTICIPANTS)
-    title = fields.line("conversation.title", conversation.title, limit=256)
+    given = masks.updatable(conversation) - (set() if conversation.slug else {"slug"})
     return NewConversation(
         columns={
-            "title": title,
-            "slug": fields.slug("conversation.slug", conversation.slug)
-            if conversation.slug
-            else slug_from(title),
-            "is_active": conversation.is_active if conversation.HasField("is_active") else True,
-            "members_may_invite": conversation.members_may_invite
-            if conversation.HasField("members_may_invite")
-            else True,
-            "metadata": fields.metadata("conversation.metadata", conversation.metadata),
+            "slug": slug_from(conversation.title),
+            **_values(fields, conversation, given),
             "external_id": fields.external_id("conversation.external_id", conversation.external_id),
         },
         entrants=[
@@ -214,6 +395,46 @@ def _new_conversation(
         if request.HasField("initial_message")
         else None,
     )
+
+
+def _values(fields: Fields, conversation: pb.Conversation, names: set[str]) -> dict[str, Any]:
+    """Those of the values that clients may change which are asked for."""
+    read: dict[str, Callable[[], Any]] = {
+        "title": lambda: fields.line("conversation.title", conversation.title, limit=256),
+        "slug": lambda: fields.slug("conversation.slug", conversation.slug),
+        "is_active": lambda: conversation.is_active or not conversation.HasField("is_active"),
+        "members_may_invite": lambda: (
+            conversation.members_may_invite or not conversation.HasField("members_may_invite")
+        ),
+        "metadata": lambda: fields.metadata("conversation.metadata", conversation.metadata),
+    }
+    return {name: value() for name, value in read.items() if name in names}
+
+
+def _asked(
+    fields: Fields,
+    request: pb.UpdateConversationRequest
+    | pb.DeleteConversationRequest
+    | pb.UndeleteConversationRequest
+    | pb.PurgeConversationRequest,
+    call: Call,
+    etag: tuple[str, str] | None = None,
+) -> Asked:
+    reference = fields.conversation("conversation_id", request.conversation_id)
+    return Asked(
+        conversation=request.conversation_id,
+        reference=reference,
+        etag=fields.etag(*(etag or ("etag", request.etag))),
+        request=fields.request_id(call, request, named=reference),
+        dry_run=isinstance(request, pb.UpdateConversationRequest) and request.validate_only,
+    )
+
+
+def _given_etag(request: pb.UpdateConversationRequest) -> tuple[str, str]:
+    """The request's own etag, or the one inside the resource, and the field that holds it."""
+    if request.etag:
+        return "etag", request.etag
+    return "conversation.etag", request.conversation.etag
 
 
 def _creator(fields: Fields, conversation: pb.Conversation, call: Call) -> Entrant:
@@ -332,6 +553,99 @@ async def _append_first(
         raise outcome
     assert isinstance(outcome, Accepted)
     return outcome.messages[0].id
+
+
+async def _meet(transaction: Transaction, named: list[NamedUser], call: Call) -> tuple[UUID, bool]:
+    """The one conversation of two users, with both in it; and whether it was made just now."""
+    user_ids = await _both(transaction, named, call)
+    pair = Pair.of(*user_ids)
+    await transaction.lock(pair.lock)
+    conversation = await transaction.conversations.find_direct(pair)
+    if conversation:
+        await transaction.lock(lock_of(conversation["id"]))
+        # It may have been purged while we waited.
+        conversation = await transaction.conversations.find_direct(pair)
+    created = conversation is None
+    if conversation is None:
+        conversation = await transaction.conversations.create(
+            actor_id=call.actor_id,
+            slug=slug_from(""),
+            creator_id=user_ids[0],
+            external_id=None,
+            is_direct=True,
+            direct_first_user_id=pair.first,
+            direct_second_user_id=pair.second,
+        )
+    require_live(conversation)
+    people = await transaction.participants.people(conversation["id"], user_ids)
+    for (field, _, _), user_id in zip(named, user_ids, strict=True):
+        require_usable(people[user_id], field=field)
+    entering = [
+        enter(
+            Move.ADD,
+            people[user_id],
+            last_sequence=conversation["last_sequence"],
+            role=ParticipantRole.OWNER,
+            invited_by=user_ids[0] if user_id != user_ids[0] else None,
+            actor_id=call.actor_id,
+        )
+        for user_id in user_ids
+    ]
+    changes = [change for change in entering if change]
+    if changes:
+        require_writable(conversation)
+    await transaction.participants.change(
+        conversation["id"], after_version=conversation["version"], changes=changes
+    )
+    return _id(conversation), created
+
+
+async def _both(transaction: Transaction, named: list[NamedUser], call: Call) -> list[UUID]:
+    """The ids of two different users, the first of whom is the actor, where there is one."""
+    references = [reference for _, _, reference in named if reference is not None]
+    user, other = await transaction.users.find(references)
+    if call.actor and (user is None or user["id"] != call.actor.id):
+        rule = "user_id may name nobody but the actor itself"
+        raise PermissionDenied("PERMISSION_DENIED", rule=rule)
+    for (field, name, _), row in zip(named, (user, other), strict=True):
+        if row is None:
+            raise user_not_found(field, name)
+    assert user is not None
+    assert other is not None
+    if user["id"] == other["id"]:
+        raise InvalidArgument("DUPLICATE", field="other_user_id", other="user_id")
+    return [user["id"], other["id"]]
+
+
+def _lock_of(asked: Asked) -> int | None:
+    """What a transaction locks first, of the two that it locks: the scope of its request_id."""
+    return asked.request.lock if asked.request else None
+
+
+async def _locked(transaction: Transaction, asked: Asked, call: Call) -> Row | None:
+    """The conversation under its lock, as the caller sees it; None where missing or hidden."""
+    id: UUID | None
+    if isinstance(asked.reference, UUID):
+        id = asked.reference
+    else:
+        (id,) = await transaction.conversations.resolve([asked.reference])
+    if id is None:
+        return None
+    await transaction.lock(lock_of(id))
+    (view,) = await transaction.conversations.views([(id, call.actor_id)])
+    return view
+
+
+def _require(right: Right, view: Row | None, asked: Asked, call: Call) -> Row:
+    """The conversation, if the caller may do that to it: the system may do all."""
+    if view is not None and call.actor is None:
+        return view
+    return require_right(right, view, conversation=asked.conversation)
+
+
+def _id(conversation: Row) -> UUID:
+    id: UUID = conversation["id"]
+    return id
 
 
 # Answer

@@ -1,24 +1,46 @@
-from dataclasses import replace
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from parley.v1 import message_pb2 as pb
 from parley.v1 import message_pb2_grpc
 from service import paging, wire
+from service.coalescer import lock_of
 from service.domain import MessageRole, MessageStatus
-from service.errors import Unimplemented
+from service.errors import NotFound, Unimplemented
 from service.fields import Fields
 from service.identity import Call
 from service.lookups import Lookups, require_reader
 from service.paging import PageTokens, Position
+from service.repositories.base import Row
 from service.repositories.messages import WHOLE
+from service.rules import deletion
 from service.rules.messages import Append, Draft, Replayed
-from service.rules.rights import user_not_found
+from service.rules.requests import RequestId
+from service.rules.rights import require_may_delete, require_writable, user_not_found
 from service.sending import Sender
-from service.store import Store
+from service.store import Store, Transaction
 
 MAX_BATCH_MESSAGES = 500
 MAX_BATCH_BYTES = 3 << 20
 NEWEST_FIRST, OLDEST_FIRST = ORDERS = ("sequence desc", "sequence")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What every call that changes one message asks for."""
+
+    # The conversation as named, and as what.
+    conversation: str
+    reference: UUID | str
+    key: UUID | int
+    etag: str
+    request: RequestId | None
+
+
+# What a call does to a message of a conversation that is locked and seen by the caller; None where
+# there is no message that it may read. Returns its id, or None where there was nothing to do.
+Deed = Callable[[Transaction, Row, Row | None], Awaitable[UUID | None]]
 
 # A message to append, and its sender as named: an id, or a username still to be looked up.
 Named = tuple[Draft, UUID | str | None]
@@ -155,6 +177,74 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
             response.previous_page_token = self._page_tokens.seal([first, "previous"], binding)
         return response
 
+    async def DeleteMessage(
+        self, request: pb.DeleteMessageRequest, call: Call
+    ) -> pb.DeleteMessageResponse:
+        with Fields() as fields:
+            asked = _asked(fields, request, call)
+
+        async def delete(transaction: Transaction, view: Row, row: Row | None) -> UUID | None:
+            _require_may_delete(view, row["sender_id"] if row else call.actor_id, asked, call)
+            if not deletion.delete(
+                row,
+                kind="message",
+                name=asked.key,
+                etag=asked.etag,
+                allow_missing=request.allow_missing,
+            ):
+                return None
+            assert row is not None
+            await transaction.messages.delete(
+                row, after_version=view["version"], actor_id=call.actor_id
+            )
+            return _id(row)
+
+        row = await self._change(asked, call, delete)
+
+        return pb.DeleteMessageResponse(message=wire.message(row) if row else None)
+
+    async def UndeleteMessage(
+        self, request: pb.UndeleteMessageRequest, call: Call
+    ) -> pb.UndeleteMessageResponse:
+        with Fields() as fields:
+            asked = _asked(fields, request, call)
+
+        async def undelete(transaction: Transaction, view: Row, row: Row | None) -> UUID:
+            owner_id = deletion.deleter_or_sender(row) if row else call.actor_id
+            _require_may_delete(view, owner_id, asked, call)
+            deletion.undelete(row, kind="message", name=asked.key, etag=asked.etag)
+            assert row is not None
+            await transaction.messages.undelete(
+                row, after_version=view["version"], actor_id=call.actor_id
+            )
+            return _id(row)
+
+        row = await self._change(asked, call, undelete)
+        assert row is not None
+
+        return pb.UndeleteMessageResponse(message=wire.message(row))
+
+    async def _change(self, asked: Asked, call: Call, do: Deed) -> Row | None:
+        """Do it under the conversation's lock; the message then, if anything was done."""
+        id = await self._lookups.conversation_id(asked.conversation, asked.reference)
+
+        async with self._store.transaction(lock=lock_of(id)) as transaction:
+            if done := await transaction.requests.find(asked.request, id):
+                call.mark_replayed()
+                return await _replay(transaction, asked, call, done)
+            (view,) = await transaction.conversations.views([(id, call.actor_id)])
+            if view is None:
+                raise NotFound("conversation", asked.conversation)
+            (row,) = await transaction.messages.find([(view, asked.key)])
+            message_id = await do(transaction, view, row)
+            await transaction.requests.record(
+                asked.request, conversation_id=id, subject_id=message_id
+            )
+            if message_id is None:
+                return None
+            (row,) = await transaction.messages.find([(view, message_id)])
+        return row
+
     async def _with_senders(self, drafts: list[Named]) -> tuple[Draft, ...]:
         """The drafts, with the users behind the usernames that name their senders."""
         names = list({sender for _, sender in drafts if isinstance(sender, str)})
@@ -180,6 +270,46 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
                 [(view, appended.sequence + n) for n in range(appended.count)]
             )
         return [wire.message(row) for row in rows if row is not None]
+
+
+def _asked(
+    fields: Fields, request: pb.DeleteMessageRequest | pb.UndeleteMessageRequest, call: Call
+) -> Asked:
+    return Asked(
+        conversation=request.conversation_id,
+        reference=fields.conversation("conversation_id", request.conversation_id),
+        key=fields.message_key(request),
+        etag=fields.etag("etag", request.etag),
+        request=fields.request_id(call, request),
+    )
+
+
+def _require_may_delete(view: Row, owner_id: UUID | None, asked: Asked, call: Call) -> None:
+    """Raise unless the caller may delete or undelete the owner's message here and now."""
+    if call.actor:
+        require_may_delete(view, owner_id, actor_id=call.actor.id, conversation=asked.conversation)
+    require_writable(view)
+
+
+async def _replay(transaction: Transaction, asked: Asked, call: Call, done: Row) -> Row | None:
+    """The message as it stands, if the actor still may read it; its own it always may."""
+    if done["subject_id"] is None:
+        return None
+    id = done["conversation_id"]
+    (row,) = await transaction.messages.find([({**WHOLE, "id": id}, done["subject_id"])])
+    if row and call.actor and row["sender_id"] != call.actor.id:
+        (view,) = await transaction.conversations.views([(id, call.actor.id)])
+        if view is None:
+            raise NotFound("conversation", asked.conversation)
+        (row,) = await transaction.messages.find([(view, done["subject_id"])])
+    if row is None:
+        raise NotFound("message", asked.key)
+    return row
+
+
+def _id(message: Row) -> UUID:
+    id: UUID = message["id"]
+    return id
 
 
 def _place(position: Position | None) -> tuple[int | None, bool]:

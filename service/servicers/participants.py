@@ -1,10 +1,11 @@
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from uuid import UUID
 
 from parley.v1 import participant_pb2 as pb
 from parley.v1 import participant_pb2_grpc
-from service import paging, wire
+from service import masks, paging, wire
 from service.coalescer import lock_of
 from service.domain import ParticipantRole, ParticipantStatus
 from service.errors import FailedPrecondition, NotFound, PermissionDenied
@@ -12,16 +13,24 @@ from service.fields import Fields
 from service.identity import Call
 from service.lookups import Lookups
 from service.paging import PageTokens
+from service.reading import Reader
 from service.repositories.base import Row
 from service.repositories.messages import WHOLE
+from service.rules.cursors import Reading
 from service.rules.etags import etag_of, require_etag
 from service.rules.participants import (
     Change,
     Move,
+    appoint,
+    dismiss,
     enter,
     leave,
     move,
+    require_may_add,
+    require_may_appoint,
+    require_may_dismiss,
     require_may_invite,
+    require_owner_remains,
     require_room,
 )
 from service.rules.requests import RequestId
@@ -35,6 +44,7 @@ from service.rules.rights import (
 )
 from service.store import Store, Transaction
 
+INITIAL = "initial_message"
 PRESENT = [ParticipantStatus.INVITED, ParticipantStatus.JOINED]
 
 # A user as a request names it, and what the name may be: an id, a username, nothing.
@@ -53,6 +63,16 @@ class Asked:
     etag: str = ""
     request: RequestId | None = None
     dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """As what, why and with what somebody is brought in."""
+
+    role: ParticipantRole
+    reason: str
+    hide_history: bool
+    message_key: UUID | int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +112,24 @@ class Scene:
                 raise PermissionDenied("PERMISSION_DENIED", rule=rule)
         return self.require_subject()
 
+    def require_participant(self) -> Person:
+        """The subject, who is or was somebody here."""
+        if self.subject is None or self.subject["status"] is None:
+            raise NotFound("participant", self.asked.subject[0])
+        return self.subject
+
+    def require_right(self, right: Right) -> Person | None:
+        """The actor, who must have the right; None where the system calls, which has them all."""
+        if self.call.actor is None:
+            return None
+        return require_right(right, self.own, conversation=self.asked.conversation)
+
+    def require_many(self) -> None:
+        """Raise unless the conversation takes changes, and is not one of two for ever."""
+        require_writable(self.conversation)
+        if self.conversation["is_direct"]:
+            raise FailedPrecondition("DIRECT_CONVERSATION")
+
     def require_etag(self) -> None:
         """Raise unless the subject stands as the request's etag says; the last of all checks."""
         person = self.subject
@@ -107,66 +145,34 @@ Decision = Callable[[Transaction, Scene], Awaitable[list[Change]]]
 class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
     """Who is in a conversation, as what, and how it came to be."""
 
-    def __init__(self, store: Store, lookups: Lookups, page_tokens: PageTokens) -> None:
+    def __init__(
+        self, store: Store, lookups: Lookups, reader: Reader, page_tokens: PageTokens
+    ) -> None:
         self._store = store
         self._lookups = lookups
+        self._reader = reader
         self._page_tokens = page_tokens
 
     async def InviteParticipant(
         self, request: pb.InviteParticipantRequest, call: Call
     ) -> pb.InviteParticipantResponse:
         with Fields() as fields:
-            reference = fields.conversation("conversation_id", request.conversation_id)
-            user = fields.user("user_id", request.user_id)
-            inviter = fields.user(
-                "invited_by_user_id", request.invited_by_user_id, required=not call.actor
-            )
-            role = fields.enum("role", request.role, ParticipantRole, ParticipantRole.MEMBER)
-            message_key = fields.optional_message_key(request, "initial_message")
-            reason = fields.line("reason", request.reason, limit=500)
-            asked = Asked(
-                conversation=request.conversation_id,
-                conversation_reference=reference,
-                subject=(request.user_id, user),
-                other=(request.invited_by_user_id, inviter or call.actor_id),
-                etag=fields.etag("etag", request.etag),
-                request=fields.request_id(call, request),
-                dry_run=request.validate_only,
-            )
+            asked, terms = _entry(fields, request, call)
+            terms = replace(terms, message_key=fields.optional_message_key(request, INITIAL))
 
-        async def invite(transaction: Transaction, scene: Scene) -> list[Change]:
-            inviter = _require_inviter(scene)
-            person = scene.require_subject()
-            if call.actor:
-                may = scene.conversation["members_may_invite"]
-                require_may_invite(inviter, person, role, members_may_invite=may)
-            require_writable(scene.conversation)
-            if scene.conversation["is_direct"]:
-                raise FailedPrecondition("DIRECT_CONVERSATION")
-            require_usable(person, field="user_id")
-            change = enter(
-                Move.INVITE,
-                person,
-                last_sequence=scene.last_sequence,
-                role=role,
-                invited_by=inviter["user_id"],
-                actor_id=call.actor_id,
-                initial_message_id=await _initial_message(transaction, scene, message_key),
-                reason=reason,
-                hide_history=request.hide_history,
-            )
-            if change is None:
-                return []
-            crowd = await transaction.participants.crowd(scene.conversation["id"])
-            require_room(crowd.occupied, [change])
-            return [change]
+        row = await self._change(asked, call, partial(_bring_in, Move.INVITE, terms))
 
-        row = await self._change(asked, call, invite)
+        return pb.InviteParticipantResponse(participant=_answer(row, asked))
 
-        participant = wire.participant(row)
-        if request.validate_only:
-            wire.unmade(participant)
-        return pb.InviteParticipantResponse(participant=participant)
+    async def AddParticipant(
+        self, request: pb.AddParticipantRequest, call: Call
+    ) -> pb.AddParticipantResponse:
+        with Fields() as fields:
+            asked, terms = _entry(fields, request, call)
+
+        row = await self._change(asked, call, partial(_bring_in, Move.ADD, terms))
+
+        return pb.AddParticipantResponse(participant=_answer(row, asked))
 
     async def AcceptInvitation(
         self, request: pb.AcceptInvitationRequest, call: Call
@@ -197,6 +203,44 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
         row = await self._change(asked, call, decline)
 
         return pb.DeclineInvitationResponse(participant=wire.participant(row))
+
+    async def RevokeInvitation(
+        self, request: pb.RevokeInvitationRequest, call: Call
+    ) -> pb.RevokeInvitationResponse:
+        with Fields() as fields:
+            asked = _asked(fields, request, call, names_itself=False)
+            reason = fields.line("reason", request.reason, limit=500)
+
+        row = await self._change(asked, call, partial(_dismiss, Move.REVOKE, reason))
+
+        return pb.RevokeInvitationResponse(participant=wire.participant(row))
+
+    async def RemoveParticipant(
+        self, request: pb.RemoveParticipantRequest, call: Call
+    ) -> pb.RemoveParticipantResponse:
+        with Fields() as fields:
+            asked = _asked(fields, request, call, names_itself=False)
+            reason = fields.line("reason", request.reason, limit=500)
+
+        row = await self._change(asked, call, partial(_dismiss, Move.REMOVE, reason))
+
+        return pb.RemoveParticipantResponse(participant=wire.participant(row))
+
+    async def UpdateParticipant(
+        self, request: pb.UpdateParticipantRequest, call: Call
+    ) -> pb.UpdateParticipantResponse:
+        with Fields() as fields:
+            asked = _asked(fields, request, call, names_itself=False)
+            if not request.etag:
+                etag = fields.etag("participant.etag", request.participant.etag)
+                asked = replace(asked, etag=etag)
+            # Whatever the mask takes, it takes the role.
+            masks.paths(fields, request, "participant")
+            role = fields.enum("participant.role", request.participant.role, ParticipantRole)
+
+        row = await self._change(asked, call, partial(_appoint, role))
+
+        return pb.UpdateParticipantResponse(participant=_answer(row, asked))
 
     async def LeaveConversation(
         self, request: pb.LeaveConversationRequest, call: Call
@@ -275,6 +319,72 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
             )
         return response
 
+    async def ListInvitations(
+        self, request: pb.ListInvitationsRequest, call: Call
+    ) -> pb.ListInvitationsResponse:
+        with Fields() as fields:
+            user = fields.user("user_id", request.user_id, required=not call.actor)
+            limit = fields.page_size(request.page_size)
+
+        user_id = await self._require_self(request.user_id, user, call)
+        binding = paging.binding(call, request, user_id)
+        position = self._page_tokens.open(request.page_token, binding)
+        async with self._store.snapshot() as snapshot:
+            found = await snapshot.invitations.list(
+                user_id,
+                after=paging.time_and_id(position),
+                limit=limit + 1,
+                byte_limit=paging.MAX_RESPONSE_BYTES,
+            )
+
+        invitations = paging.cut(map(wire.invitation, found[:limit]))
+        response = pb.ListInvitationsResponse(invitations=invitations)
+        if len(invitations) < len(found):
+            last = found[len(invitations) - 1].participant
+            response.next_page_token = self._page_tokens.seal(
+                paging.place(last["status_at"], last["conversation_id"]), binding
+            )
+        return response
+
+    async def MarkRead(self, request: pb.MarkReadRequest, call: Call) -> pb.MarkReadResponse:
+        with Fields() as fields:
+            reference = fields.conversation("conversation_id", request.conversation_id)
+            user = fields.user("user_id", request.user_id, required=not call.actor)
+            # 0 is before the first message: a conversation that is empty is read to its end.
+            key = fields.message_key(request, lowest=0)
+            request_id = fields.request_id(call, request)
+
+        item = Reading(
+            conversation=request.conversation_id,
+            conversation_id=await self._lookups.conversation_id(request.conversation_id, reference),
+            actor_id=call.actor_id,
+            user=request.user_id,
+            user_id=await self._lookups.user_id(user) or call.actor_id,
+            key=key,
+            request=request_id,
+        )
+        read = await self._reader.mark(item, call)
+
+        if read.replayed:
+            call.mark_replayed()
+        return pb.MarkReadResponse(
+            participant=wire.participant(read.participant),
+            unread_count=read.participant["unread_count"],
+        )
+
+    async def _require_self(self, named: str, user: UUID | str | None, call: Call) -> UUID:
+        """The id of the user asked about: the actor, or from the system whom it names."""
+        if call.actor:
+            if user and await self._lookups.user_id(user) != call.actor.id:
+                rule = "an actor sees its own invitations only"
+                raise PermissionDenied("PERMISSION_DENIED", rule=rule)
+            return call.actor.id
+        row = await self._lookups.user(user) if user else None
+        if row is None:
+            raise user_not_found("user_id", named)
+        id: UUID = row["id"]
+        return id
+
     async def _change(self, asked: Asked, call: Call, decide: Decision) -> Row:
         """Decide under the conversation's lock, store what was decided, return the participant."""
         conversation_id = await self._lookups.conversation_id(
@@ -329,15 +439,42 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
         return row
 
 
+Entry = pb.InviteParticipantRequest | pb.AddParticipantRequest
+Concerning = (
+    pb.AcceptInvitationRequest
+    | pb.DeclineInvitationRequest
+    | pb.LeaveConversationRequest
+    | pb.RevokeInvitationRequest
+    | pb.RemoveParticipantRequest
+    | pb.UpdateParticipantRequest
+)
+
+
+def _entry(fields: Fields, request: Entry, call: Call) -> tuple[Asked, Terms]:
+    """A call that brings somebody in, and the terms on which it does."""
+    named = request.invited_by_user_id
+    inviter = fields.user("invited_by_user_id", named, required=not call.actor)
+    asked = _asked(fields, request, call, names_itself=False)
+    terms = Terms(
+        role=fields.enum("role", request.role, ParticipantRole, ParticipantRole.MEMBER),
+        reason=fields.line("reason", request.reason, limit=500),
+        hide_history=request.hide_history,
+    )
+    return replace(asked, other=(named, inviter or call.actor_id)), terms
+
+
 def _asked(
     fields: Fields,
-    request: pb.AcceptInvitationRequest | pb.DeclineInvitationRequest | pb.LeaveConversationRequest,
+    request: Entry | Concerning,
     call: Call,
+    *,
+    names_itself: bool = True,
     other: Named = ("", None),
 ) -> Asked:
-    """A call about a participant that makes it itself: the actor, unless it names somebody."""
+    """A call about a participant; `names_itself`: who names nobody means the actor."""
     reference = fields.conversation("conversation_id", request.conversation_id)
-    user = fields.user("user_id", request.user_id, required=not call.actor)
+    required = not (names_itself and call.actor)
+    user = fields.user("user_id", request.user_id, required=required)
     return Asked(
         conversation=request.conversation_id,
         conversation_reference=reference,
@@ -345,7 +482,14 @@ def _asked(
         other=other,
         etag=fields.etag("etag", request.etag),
         request=fields.request_id(call, request),
+        dry_run=getattr(request, "validate_only", False),
     )
+
+
+def _answer(row: Row, asked: Asked) -> pb.Participant:
+    """The participant; of a dry run, without what only a change gives."""
+    participant = wire.participant(row)
+    return wire.unmade(participant) if asked.dry_run else participant
 
 
 def _moved(call: Move, person: Person, scene: Scene, reason: str = "") -> list[Change]:
@@ -359,11 +503,79 @@ def _moved(call: Move, person: Person, scene: Scene, reason: str = "") -> list[C
     return [change] if change else []
 
 
-def _require_inviter(scene: Scene) -> Person:
-    """Who invites: the actor, who must have the right; or whom the system names, who is joined."""
+async def _bring_in(
+    call: Move, terms: Terms, transaction: Transaction, scene: Scene
+) -> list[Change]:
+    """Invite or Add, by somebody who may."""
+    inviter = _require_inviter(call, scene)
+    person = scene.require_subject()
+    if scene.call.actor and call is Move.ADD:
+        require_may_add(inviter, person, terms.role)
+    elif scene.call.actor:
+        may = scene.conversation["members_may_invite"]
+        require_may_invite(inviter, person, terms.role, members_may_invite=may)
+    scene.require_many()
+    require_usable(person, field="user_id")
+    change = enter(
+        call,
+        person,
+        last_sequence=scene.last_sequence,
+        role=terms.role,
+        invited_by=inviter["user_id"],
+        actor_id=scene.call.actor_id,
+        initial_message_id=await _initial_message(transaction, scene, terms.message_key),
+        reason=terms.reason,
+        hide_history=terms.hide_history,
+    )
+    if change is None:
+        return []
+    crowd = await transaction.participants.crowd(scene.conversation["id"])
+    require_room(crowd.occupied, [change])
+    return [change]
+
+
+async def _dismiss(call: Move, reason: str, transaction: Transaction, scene: Scene) -> list[Change]:
+    """Revoke or Remove, by somebody who may. An invitation can be taken back whatever became of
+    the conversation: one that nobody wants any more must not outlive it.
+    """
+    own = scene.require_right(Right.DISMISS)
+    person = scene.require_participant()
+    if own:
+        require_may_dismiss(call, own, person)
+    if call is Move.REMOVE:
+        scene.require_many()
+    crowd = await transaction.participants.crowd(scene.conversation["id"])
+    change = dismiss(
+        call,
+        person,
+        owners=crowd.owners,
+        joined=crowd.joined,
+        last_sequence=scene.last_sequence,
+        actor_id=scene.call.actor_id,
+        reason=reason,
+    )
+    return [change] if change else []
+
+
+async def _appoint(role: ParticipantRole, transaction: Transaction, scene: Scene) -> list[Change]:
+    own = scene.require_right(Right.APPOINT)
+    person = scene.require_participant()
+    if own:
+        require_may_appoint(own, person, role)
+    require_writable(scene.conversation)
+    change = appoint(person, role, actor_id=scene.call.actor_id)
+    if change is None:
+        return []
+    crowd = await transaction.participants.crowd(scene.conversation["id"])
+    require_owner_remains(change, owners=crowd.owners, joined=crowd.joined)
+    return [change]
+
+
+def _require_inviter(call: Move, scene: Scene) -> Person:
+    """Who brings in: the actor, who must have the right; or whom the system names, joined."""
     field = "invited_by_user_id"
-    if scene.call.actor:
-        own = require_right(Right.INVITE, scene.own, conversation=scene.asked.conversation)
+    own = scene.require_right(Right.ADD if call is Move.ADD else Right.INVITE)
+    if own:
         if scene.other is None or scene.other["user_id"] != own["user_id"]:
             rule = f"{field} may name nobody but the actor itself"
             raise PermissionDenied("PERMISSION_DENIED", rule=rule)

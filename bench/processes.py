@@ -1,0 +1,124 @@
+"""Processes on their cores, and what they used of them."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import psutil
+
+from parley.v1 import conversation_pb2, conversation_pb2_grpc
+
+# A server has one core; what is around it has another one, where there is another one.
+CORES = sorted(os.sched_getaffinity(0))[:2]
+SERVER, AROUND = CORES[:1], CORES[-1:]
+
+START_SECONDS, STOP_SECONDS = 60.0, 30.0
+EAGER = [(f"grpc.{name}_reconnect_backoff_ms", 20) for name in ("initial", "min", "max")]
+# What a server says once it serves: the empty one has no list of conversations.
+ANSWERS = (grpc.StatusCode.OK, grpc.StatusCode.UNIMPLEMENTED)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server that answers."""
+
+    process: psutil.Process
+    address: str
+    token: str = ""
+
+
+@asynccontextmanager
+async def serving(
+    *command: str, log: Path, token: str = "", cores: list[int] = SERVER, **settings: str | Path
+) -> AsyncIterator[Target]:
+    """Run a server on these cores, with these settings of Parley's and no others."""
+    address = _free_address()
+    environment = {name: value for name, value in os.environ.items() if name[:7] != "PARLEY_"}
+    for name, value in (settings | {"address": address}).items():
+        environment[f"PARLEY_{name.upper()}"] = str(value)
+    with log.open("ab") as output:
+        process = psutil.Popen(
+            ["taskset", "--cpu-list", ",".join(map(str, cores)), *command],
+            cwd=Path(__file__).parent.parent,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        await _first_answer(address, token)
+        yield Target(process, address, token)
+    finally:
+        # All of its session, for `make` passes nothing on; PostgreSQL has a session of its own.
+        family = [process, *process.children(recursive=True)]
+        os.killpg(process.pid, signal.SIGTERM)
+        await asyncio.to_thread(psutil.wait_procs, family, STOP_SECONDS)
+
+
+async def _first_answer(address: str, token: str) -> None:
+    give_up = time.monotonic() + START_SECONDS
+    code = grpc.StatusCode.UNAVAILABLE
+    async with grpc.aio.insecure_channel(address, options=EAGER) as channel:
+        list_conversations = conversation_pb2_grpc.ConversationServiceStub(
+            channel
+        ).ListConversations
+        while code not in ANSWERS:
+            code = await list_conversations(
+                conversation_pb2.ListConversationsRequest(page_size=1),
+                metadata=[("authorization", f"Bearer {token}")],
+                wait_for_ready=True,
+                timeout=START_SECONDS,
+            ).code()
+            if time.monotonic() > give_up:
+                raise TimeoutError(f"{address} says {code.name} for {START_SECONDS} s")
+            await asyncio.sleep(0.005)
+
+
+def _free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def pin(process: psutil.Process, cores: list[int]) -> None:
+    """The process and its children, and those that they will have."""
+    for each in (process, *process.children(recursive=True)):
+        each.cpu_affinity(cores)
+
+
+def seconds_of(process: psutil.Process) -> float:
+    """Processor time of a process."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def seconds_of_all(process: psutil.Process) -> float:
+    """Processor time of a process and its children, also of those that have ended."""
+    times = process.cpu_times()
+    total = float(times.user + times.system + times.children_user + times.children_system)
+    for child in process.children():
+        try:
+            total += seconds_of(child)
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def resident_mib(process: psutil.Process) -> float:
+    return float(process.memory_info().rss) / 2**20
+
+
+def peak_mib(process: psutil.Process) -> float:
+    """The most that was ever resident, by the kernel's own account."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 2**10

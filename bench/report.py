@@ -1,0 +1,185 @@
+"""What was measured, as a table: each row beside the limit that it is held against."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from bench.measure import Run
+
+# Runs by the name of what was measured, in the order of the rounds.
+Results = Mapping[str, Sequence[Run]]
+
+HEADINGS = (
+    "work", "ours", "limit", "ratio", "server CPU µs", "limit's", "PostgreSQL's", "floor", "goal",
+    "",
+)  # fmt: skip
+CHECKED = "What was acknowledged was counted after each run: it is stored, once, without gaps."
+LEFT_OUT = (
+    "Not measured, because it is not served yet: the inbox, Watch, search, several workers.",
+    "Not measured, because it takes too long: 10 million stored messages.",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One line of the table; `value` is what floor and goal are for."""
+
+    work: str
+    ours: str
+    limit: str = ""
+    value: float
+    is_ratio: bool = True
+    cpu: tuple[float, float, float] | None = None
+    floor: float | None
+    goal: float
+    more_is_better: bool = True
+
+    @property
+    def is_short(self) -> bool:
+        return self.floor is not None and not self._holds(self.floor)
+
+    def cells(self) -> list[str]:
+        sign = "≥" if self.more_is_better else "≤"
+        unit = "" if self.is_ratio else " " + self.ours.split()[-1]
+        bounds = [
+            "–" if bound is None else f"{sign} {bound:g}{unit}" for bound in (self.floor, self.goal)
+        ]
+        reached = self._holds(self.goal)
+        return [
+            self.work,
+            self.ours,
+            self.limit,
+            f"{self.value:.2f}" if self.is_ratio else "",
+            *(f"{micros:.0f}" if micros else "" for micros in self.cpu or (0, 0, 0)),
+            *bounds,
+            "SHORT" if self.is_short else "ok, goal" if reached else "ok",
+        ]
+
+    def _holds(self, bound: float) -> bool:
+        return self.value >= bound if self.more_is_better else self.value <= bound
+
+
+def rows(results: Results, memory: tuple[float, float], starts: Sequence[float]) -> list[Row]:
+    """The table of budgets. `memory`: MiB at rest and at most; `starts`: seconds."""
+
+    def rates(work: str, ours: str, limit: str, *, floor: float, goal: float) -> Row:
+        return Row(
+            work=work,
+            ours=f"{middle(results[ours], 'rate'):,.0f}/s",
+            limit=f"{middle(results[limit], 'rate'):,.0f}/s",
+            value=paired(results[ours], results[limit]),
+            cpu=(
+                middle(results[ours], "server_micros"),
+                middle(results[limit], "server_micros"),
+                middle(results[ours], "postgres_micros"),
+            ),
+            floor=floor,
+            goal=goal,
+        )
+
+    alone, empty, transaction = (
+        p50(results[name]) for name in ("alone", "alone empty", "transaction")
+    )
+    first, last = p50(results["first page"]), p50(results["last page"])
+    at_rest, at_most = memory
+    start = median(starts)
+    return [
+        rates("SendMessage, 64 in flight, 200 conversations", "send", "send empty",
+              floor=0.40, goal=0.60),
+        rates("the same into one conversation", "send to one", "send empty",
+              floor=0.35, goal=0.50),
+        rates("the same against the obvious service", "send", "send obvious", floor=4, goal=8),
+        Row(
+            work="SendMessage, one at a time, against the empty server + SQL",
+            ours=f"{alone:.2f} ms",
+            limit=f"{empty:.2f} + {transaction:.2f} ms",
+            value=alone / (empty + transaction),
+            cpu=(
+                middle(results["alone"], "server_micros"),
+                middle(results["alone empty"], "server_micros"),
+                middle(results["alone"], "postgres_micros"),
+            ),
+            floor=2.0,
+            goal=1.5,
+            more_is_better=False,
+        ),
+        rates("GetMessage, 64 in flight", "get", "get empty", floor=0.50, goal=0.70),
+        rates("GetConversation, 64 in flight", "conversation", "conversation empty",
+              floor=0.50, goal=0.70),
+        rates("ListMessages, pages of 50, 64 in flight", "list", "list empty",
+              floor=0.50, goal=0.70),
+        Row(
+            work="page 1,000 of a conversation against page 1",
+            ours=f"{last:.2f} ms",
+            limit=f"{first:.2f} ms",
+            value=last / first,
+            floor=1.3,
+            goal=1.1,
+            more_is_better=False,
+        ),
+        rates("import against COPY, messages", "import", "copy", floor=0.20, goal=0.30),
+        bound("memory at rest", at_rest, "MiB", floor=150, goal=120),
+        bound("memory under load, at most", at_most, "MiB", floor=None, goal=200),
+        bound("`make run` to the first answer, again", start, "s", floor=3, goal=2),
+    ]  # fmt: skip
+
+
+def text(rows: Sequence[Row], results: Results) -> str:
+    """For a terminal: the table, and in words what is short, what failed, what is not in it."""
+    failed = [
+        f"Calls of '{name}' failed: {run.errors}"
+        for name, runs in results.items()
+        for run in runs
+        if run.errors
+    ]
+    return "\n".join([table_of(rows), "", verdict(rows), *failed, CHECKED, *LEFT_OUT])
+
+
+def table_of(rows: Sequence[Row]) -> str:
+    return table([HEADINGS, *(row.cells() for row in rows)])
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    short = [row.work for row in rows if row.is_short]
+    return f"Short of its floor: {'; '.join(short)}." if short else "Every floor is held."
+
+
+def bound(work: str, value: float, unit: str, *, floor: float | None, goal: float) -> Row:
+    shown = f"{value:.1f}" if value < 10 else f"{value:.0f}"
+    return Row(
+        work=work,
+        ours=f"{shown} {unit}",
+        value=value,
+        is_ratio=False,
+        floor=floor,
+        goal=goal,
+        more_is_better=False,
+    )
+
+
+def middle(runs: Sequence[Run], name: str) -> float:
+    return float(median(getattr(run, name) for run in runs))
+
+
+def p50(runs: Sequence[Run]) -> float:
+    return median(run.millis["p50"] for run in runs)
+
+
+def paired(ours: Sequence[Run], limit: Sequence[Run]) -> float:
+    """The median of the rounds' ratios: two runs of one round had the same neighbours."""
+    return median(a.rate / b.rate for a, b in zip(ours, limit, strict=True))
+
+
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns stand below each other; the first line is its head."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            cell.ljust(width) if n == 0 else cell.rjust(width)
+            for n, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * width if n == 0 else "-" * (width - 1) + ":" for n, width in enumerate(widths)]
+    return "\n".join([line(lines[0]), f"| {' | '.join(rule)} |", *map(line, lines[1:])])
