@@ -4,10 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help matrix run test check lint format protos types lock clean
+.PHONY: help matrix run test check lint format protos types lock bench bench-quick clean
 
 help:  ## list what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: .venv/run  ## serve on 127.0.0.1:50051, with an embedded PostgreSQL unless PARLEY_DATABASE_URL is set
 	@$(BIN)/parley serve
@@ -39,6 +39,12 @@ matrix: .venv/dev  ## write who may call what into docs/access.md
 # Exact versions with their hashes; no address of any index.
 lock: .venv/dev  ## resolve the dependencies anew into requirements*.lock
 	@scripts/lock
+
+bench: .venv/dev  ## measure every promise of speed, for half an hour, into docs/performance.md (needs Go)
+	@$(BIN)/python -m bench.run
+
+bench-quick: .venv/dev  ## the same in a few minutes, roughly, on the terminal alone (needs Go)
+	@$(BIN)/python -m bench.run --quick
 
 clean:  ## forget the virtual environment and what tools left behind
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,27 +1,18 @@
 """docs/performance.md and its plots: what `make bench` found."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
 from statistics import median
 
-import matplotlib as mpl
 import psutil
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
 
 from bench import corpus, report
+from bench.plot import Line, chart, steps
 from bench.report import Results, Row, middle
-
-# Text stays text, and nothing in a plot is random.
-mpl.use("svg")
-mpl.rcParams["svg.fonttype"] = "none"
-mpl.rcParams["svg.hashsalt"] = "parley"
 
 IN_FLIGHT = (1, 2, 4, 8, 16, 32, 64, 128)
 PERCENTILES = ("p50", "p90", "p99", "p99.9")
@@ -87,9 +78,9 @@ def write(
     folder: Path, rows: Sequence[Row], results: Results, sweep: Results, seconds: float
 ) -> None:
     """The page and its plots, into `folder`."""
-    _plot_in_flight(folder / "performance-in-flight.svg", sweep)
-    _plot_latency(folder / "performance-latency.svg", results)
-    _plot_stored(folder / "performance-stored.svg", results)
+    (folder / "performance-in-flight.svg").write_text(_in_flight(sweep))
+    (folder / "performance-latency.svg").write_text(_latency(results))
+    (folder / "performance-stored.svg").write_text(_stored(results))
     page = PAGE.format(
         date=datetime.now(UTC).date(),
         table=report.table_of(rows),
@@ -121,66 +112,60 @@ def _percentile(results: Results, name: str, percentile: str) -> float:
     return median(run.millis[percentile] for run in results[name])
 
 
-def _plot_in_flight(path: Path, sweep: Results) -> None:
-    with _figure(path, "SendMessage a second, by calls in flight") as axes:
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(IN_FLIGHT, [str(number) for number in IN_FLIGHT])
-        for server, colour in COLOURS.items():
-            rates = [middle(sweep[f"{server} {number}"], "rate") for number in IN_FLIGHT]
-            axes.plot(IN_FLIGHT, rates, color=colour, marker="o", markersize=4)
-            _label(axes, server, IN_FLIGHT[-1], rates[-1])
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("calls in flight")
+def _in_flight(sweep: Results) -> str:
+    lines = [
+        Line(
+            server,
+            colour,
+            [
+                (place, middle(sweep[f"{server} {number}"], "rate"))
+                for place, number in enumerate(IN_FLIGHT)
+            ],
+        )
+        for server, colour in COLOURS.items()
+    ]
+    ticks = [(place, str(number)) for place, number in enumerate(IN_FLIGHT)]
+    return chart("SendMessage, calls a second", lines, x_label="calls in flight", x_ticks=ticks)
 
 
-def _plot_latency(path: Path, results: Results) -> None:
-    with _figure(path, "SendMessage, 64 in flight: milliseconds by percentile") as axes:
-        places = range(len(PERCENTILES))
-        axes.set_yscale("log")
-        axes.set_xticks(places, PERCENTILES)
-        for server, name in SOURCES["SendMessage"].items():
-            millis = [_percentile(results, name, each) for each in PERCENTILES]
-            axes.plot(places, millis, color=COLOURS[server], marker="o", markersize=4)
-            _label(axes, server, places[-1], millis[-1])
-
-
-def _plot_stored(path: Path, results: Results) -> None:
-    title = "Processor µs a call, Parley and its PostgreSQL, by stored messages"
-    with _figure(path, title) as axes:
-        for work in ("SendMessage", "GetMessage", "ListMessages"):
-            runs = sorted(results[SOURCES[work]["Parley"]], key=lambda run: run.stored)
-            stored = [run.stored for run in runs]
-            micros = [run.server_micros + run.postgres_micros for run in runs]
-            axes.plot(stored, micros, color=COLOURS["Parley"], marker="o", markersize=4)
-            axes.annotate(
-                work, (stored[-1], micros[-1]), (6, 0), textcoords="offset points", va="center"
-            )
-        axes.set_yscale("log")
-        axes.set_xlim(left=0)
-        axes.set_xlabel("messages stored")
-
-
-def _label(axes: Axes, server: str, x: float, y: float) -> None:
-    axes.annotate(
-        server,
-        (x, y),
-        (8, 0),
-        textcoords="offset points",
-        va="center",
-        color=COLOURS[server],
-        weight="bold",
+def _latency(results: Results) -> str:
+    lines = [
+        Line(
+            server,
+            COLOURS[server],
+            [
+                (place, _percentile(results, name, percentile))
+                for place, percentile in enumerate(PERCENTILES)
+            ],
+        )
+        for server, name in SOURCES["SendMessage"].items()
+    ]
+    return chart(
+        "SendMessage, 64 in flight, milliseconds",
+        lines,
+        x_label="percentile of the calls",
+        x_ticks=list(enumerate(PERCENTILES)),
+        log=True,
     )
 
 
-@contextmanager
-def _figure(path: Path, title: str) -> Iterator[Axes]:
-    """Axes to draw on; the same bytes for the same figures."""
-    figure, axes = plt.subplots(figsize=(8, 4))
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e4e4e4")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    yield axes
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+def _stored(results: Results) -> str:
+    lines = [
+        Line(
+            work,
+            COLOURS["Parley"],
+            sorted(
+                (float(run.stored), run.server_micros + run.postgres_micros)
+                for run in results[SOURCES[work]["Parley"]]
+            ),
+        )
+        for work in ("SendMessage", "GetMessage", "ListMessages")
+    ]
+    most = max(x for line in lines for x, _ in line.points)
+    return chart(
+        "Processor time a call, Parley and its PostgreSQL, microseconds",
+        lines,
+        x_label="messages stored",
+        x_ticks=[(stored, f"{stored:,.0f}") for stored in steps(most)],
+        log=True,
+    )

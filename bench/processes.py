@@ -55,13 +55,23 @@ async def serving(
             start_new_session=True,
         )
     try:
-        await _first_answer(address, token)
+        answer = asyncio.create_task(_first_answer(address, token))
+        while not answer.done():
+            if process.poll() is not None:
+                answer.cancel()
+                raise RuntimeError(f"it ended: {' '.join(command)}\n{_end_of(log)}")
+            await asyncio.wait([answer], timeout=0.5)
+        await answer
         yield Target(process, address, token)
     finally:
         # All of its session, for `make` passes nothing on; PostgreSQL has a session of its own.
         family = [process, *process.children(recursive=True)]
         os.killpg(process.pid, signal.SIGTERM)
         await asyncio.to_thread(psutil.wait_procs, family, STOP_SECONDS)
+
+
+def _end_of(log: Path) -> str:
+    return log.read_text()[-2_000:]
 
 
 async def _first_answer(address: str, token: str) -> None:

@@ -45,9 +45,7 @@ class Coalescer(Generic[Item, Outcome]):
     """Applies what it is given, in order of arrival within each conversation.
 
     `apply` is given a transaction that holds the locks of its items' conversations, and answers
-    one outcome an item; an error is raised to that item's caller alone. At most `waiting_lanes`
-    transactions wait for a lock at once: all of a store's together are fewer than it has
-    connections.
+    one outcome an item; an error is raised to that item's caller alone.
     """
 
     def __init__(
@@ -56,14 +54,12 @@ class Coalescer(Generic[Item, Outcome]):
         apply: Callable[[Transaction, list[Item]], Awaitable[Sequence[Outcome | ParleyError]]],
         *,
         weigh: Callable[[Item], int] = lambda _: 0,
-        waiting_lanes: int,
     ) -> None:
         self._store = store
         self._apply = apply
         self._weigh = weigh
         self._fast = self._batcher(self._apply_free)
         self._lanes: dict[UUID, Lane[Item, Outcome]] = {}
-        self._waiting_lanes = asyncio.Semaphore(waiting_lanes)
 
     async def submit(self, item: Item, call: Call) -> Outcome:
         """What came of the item, once it is committed."""
@@ -105,7 +101,7 @@ class Coalescer(Generic[Item, Outcome]):
         self, lane: "Lane[Item, Outcome]", items: list[Item]
     ) -> Sequence[Outcome | ParleyError]:
         lock = lock_of(items[0].conversation_id)
-        async with self._waiting_lanes, self._store.transaction(lock=lock) as transaction:
+        async with self._store.transaction(lock=lock) as transaction:
             lane.is_open = False
             return await self._apply(transaction, items)
 

@@ -42,6 +42,9 @@ log = structlog.get_logger()
 
 DEFAULT_DEADLINE_SECONDS = 10.0
 MAX_ATTEMPTS = 3
+# While draining: so long nobody must have called, and so long that is waited for at most.
+QUIET_SECONDS = 0.05
+QUIET_LIMIT_SECONDS = 1.0
 MAX_VIOLATIONS = 20
 MAX_DETAIL_BYTES = 4_096
 MAX_MESSAGE_BYTES = 500
@@ -118,12 +121,24 @@ class Interceptors:
         self._running: set[asyncio.Task[bytes]] = set()
         self._streams: set[asyncio.Task[None]] = set()
         self._draining = False
+        self._refused_at = 0.0
 
     def drain(self) -> None:
         """Refuse what is new from now on, and end the streams: a server that stops awaits them."""
         self._draining = True
+        self._refused_at = time.monotonic()
         for stream in self._streams:
             stream.cancel()
+
+    async def quiet(self) -> None:
+        """Wait until callers have heard that they must go elsewhere.
+
+        A server that stops answers a call that has arrived and not begun with CANCELLED, which no
+        client repeats (grpc/grpc#41785).
+        """
+        limit = time.monotonic() + QUIET_LIMIT_SECONDS
+        while time.monotonic() < min(self._refused_at + QUIET_SECONDS, limit):
+            await asyncio.sleep(QUIET_SECONDS / 5)
 
     async def drained(self, seconds: float) -> None:
         """Wait for handlers that outlived their calls: their writes are still under way."""
@@ -159,10 +174,10 @@ class Interceptors:
             await self._stream(method.name, context, partial(self._refuse, method, context))
 
         if descriptor.client_streaming:
-            return grpc.stream_stream_rpc_method_handler(stream_not_served)
+            return grpc.stream_stream_rpc_method_handler(_released(stream_not_served))
         if descriptor.server_streaming:
-            return grpc.unary_stream_rpc_method_handler(stream_not_served)
-        return grpc.unary_unary_rpc_method_handler(unary)
+            return grpc.unary_stream_rpc_method_handler(_released(stream_not_served))
+        return grpc.unary_unary_rpc_method_handler(_released(unary))
 
     async def _unary(self, method: Method, raw: bytes, context: Context) -> bytes:
         work = Work({"method": method.name})
@@ -225,7 +240,7 @@ class Interceptors:
             await self._stream(name, context, partial(converse, requests, context))
 
         return grpc.stream_stream_rpc_method_handler(
-            handle, handler.request_deserializer, handler.response_serializer
+            _released(handle), handler.request_deserializer, handler.response_serializer
         )
 
     async def _refuse(self, method: Method, context: Context) -> None:
@@ -260,6 +275,7 @@ class Interceptors:
         try:
             if self._draining:
                 work.close()
+                self._refused_at = time.monotonic()
                 raise Unavailable("SHUTTING_DOWN")
             answer = await work
             record["code"] = "OK"
@@ -274,6 +290,7 @@ class Interceptors:
             record.update(code=error.status, reason=error.reason)
             if isinstance(error, Internal):
                 log.error("defect", **error.known, method=record["method"], exc_info=raised)
+            raised.__traceback__ = None  # see _released
             await _abort(context, error)
             raise
         finally:
@@ -341,6 +358,29 @@ def _known(error: Exception) -> ParleyError:
     if isinstance(error, ParleyError):
         return error
     return Internal("INTERNAL", correlation_id=uuid4().hex)
+
+
+def _released(
+    handle: Callable[[Any, Context], Coroutine[Any, Any, Answer]],
+) -> Callable[[Any, Context], Coroutine[Any, Any, Answer]]:
+    """The same handler, which leaves nothing behind of a call that fails.
+
+    A context holds the error that ended it, whose traceback holds the frames that hold the context:
+    a ring, which goes when the garbage collector next comes by. Until then gRPC keeps the stream,
+    and its overload protection counts it: a hundred failures in a row ended a connection for good,
+    as nothing happened any more that would have made the collector come.
+    """
+
+    async def handle_and_forget(request: Any, context: Context) -> Answer:
+        try:
+            return await handle(request, context)
+        except grpc.aio.AbortError as aborted:
+            aborted.__traceback__ = None
+            raise
+        finally:
+            del context
+
+    return handle_and_forget
 
 
 async def _abort(context: Context, error: ParleyError) -> None:

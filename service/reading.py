@@ -9,8 +9,6 @@ from service.repositories.base import Row
 from service.rules.cursors import Reading, Replayed
 from service.store import Store, Transaction
 
-MAX_WAITING_LANES = 2
-
 
 @dataclass(frozen=True, slots=True)
 class Read:
@@ -24,9 +22,7 @@ class Reader:
     """Moves read cursors, in order of arrival within each conversation."""
 
     def __init__(self, store: Store) -> None:
-        self._coalescer: Coalescer[Reading, Read] = Coalescer(
-            store, _mark, waiting_lanes=MAX_WAITING_LANES
-        )
+        self._coalescer: Coalescer[Reading, Read] = Coalescer(store, _mark)
 
     async def mark(self, item: Reading, call: Call) -> Read:
         """How far the user has read by now."""

@@ -13,16 +13,12 @@ from service.store import Store, Transaction
 Appended = list[tuple[Numbered, datetime | None]]
 Sent = Appended | Replayed
 
-MAX_WAITING_LANES = 4
-
 
 class Sender:
     """Appends what it is given, in order of arrival within each conversation."""
 
     def __init__(self, store: Store) -> None:
-        self._coalescer: Coalescer[Append, Sent] = Coalescer(
-            store, _append, weigh=_bytes, waiting_lanes=MAX_WAITING_LANES
-        )
+        self._coalescer: Coalescer[Append, Sent] = Coalescer(store, _append, weigh=_bytes)
 
     async def append(self, item: Append, call: Call) -> Sent:
         """The messages stored, or what an earlier call under the same request_id stored."""

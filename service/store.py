@@ -50,6 +50,8 @@ STATEMENT_MILLISECONDS = 4_000
 COMMAND_SECONDS = 5.0
 RESOLVE_SECONDS = 10.0
 PING_SECONDS = 1.0
+# How long a call queues before it may ask for a lock.
+QUEUE_SECONDS = 5.0
 CLOSE_SECONDS = 2.0
 
 SESSION = {
@@ -206,6 +208,9 @@ class Store:
         # Kept by whoever pings. While False, calls are refused at once instead of waiting.
         self.reachable = True
         self.writable = True
+        # Whoever waits for a lock holds a connection: half of them at the most, so that a
+        # conversation that many want to change takes none from those who want to read.
+        self._waiting = asyncio.Semaphore(pool_size // 2)
 
     async def close(self) -> None:
         """Take leave of the database, unless that says nothing."""
@@ -228,7 +233,7 @@ class Store:
         """One transaction; with `lock`, alone under that advisory lock from its first moment."""
         if self.reachable and not self.writable:
             raise Unavailable("DATABASE_READ_ONLY")
-        async with self._connect() as (connection, driver):
+        async with self._turn(lock), self._connect() as (connection, driver):
             try:
                 await _begin(driver, lock)
                 transaction = Transaction(Connection(connection, driver))
@@ -244,6 +249,22 @@ class Store:
                 await driver.execute("ROLLBACK")
             else:
                 await self._commit(connection, driver, mark)
+
+    @asynccontextmanager
+    async def _turn(self, lock: int | None) -> AsyncIterator[None]:
+        """Queue for the right to wait for a lock. Costs no connection."""
+        if lock is None:
+            yield
+            return
+        try:
+            async with asyncio.timeout(QUEUE_SECONDS):
+                await self._waiting.acquire()
+        except TimeoutError:
+            raise Aborted("LOCK_TIMEOUT", retry_after=0.5) from None
+        try:
+            yield
+        finally:
+            self._waiting.release()
 
     async def ping(self) -> Condition:
         """Ask the database how it is, within PING_SECONDS; raises Unavailable."""

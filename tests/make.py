@@ -306,14 +306,15 @@ async def is_replay(call: Any) -> bool:
 
 
 async def insist(call: Callable[[], Awaitable[Any]]) -> Any:
-    """The call's answer, however often the service is first too busy for it."""
-    while True:
+    """The call's answer, though the service may first be too busy for it a hundred times."""
+    for _ in range(100):
         try:
             return await call()
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.UNAVAILABLE:
                 raise
             await asyncio.sleep(0.05)
+    return await call()
 
 
 async def row_count(database: asyncpg.Connection) -> int:

@@ -161,7 +161,7 @@ class Service:
 async def health(channel: grpc.aio.Channel, name: str = "") -> str:
     request = health_pb2.HealthCheckRequest(service=name)
     try:
-        response = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=2)
+        response = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=5)
     except grpc.aio.AioRpcError as error:
         return error.code().name
     return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)  # type: ignore[no-any-return]

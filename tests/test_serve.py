@@ -46,6 +46,20 @@ async def test_a_start_says_that_it_serves_and_how_it_is_called(served: Service)
     assert served.events("serving")
 
 
+async def test_an_address_that_is_taken_is_one_line(served: Service, tmp_path: Path) -> None:
+    refused = await asyncio.to_thread(parley, "serve", address=served.address, data_dir=tmp_path)
+
+    _one_line(refused, f"PARLEY_ADDRESS: cannot listen on {served.address}: Address already in use")
+
+
+async def test_a_folder_that_is_in_use_is_one_line(served: Service) -> None:
+    folder = served.folder / "data"
+
+    refused = await asyncio.to_thread(parley, "serve", address="127.0.0.1:0", data_dir=folder)
+
+    _one_line(refused, f"{folder} is in use by another Parley (pid {served.process.pid})")
+
+
 async def test_a_stop_lets_what_runs_end_and_the_database_stops_last(served: Service) -> None:
     async with served.channel() as channel:
         client = Client(channel, served.token)
@@ -150,23 +164,6 @@ async def test_a_signal_during_the_start_ends_it_too(served: Service) -> None:
 
     assert await served.ended(10) == 0
     assert "Traceback" not in served.log
-
-
-async def test_an_address_that_is_taken_is_one_line(served: Service, tmp_path: Path) -> None:
-    await _running(served)
-
-    refused = await asyncio.to_thread(parley, "serve", address=served.address, data_dir=tmp_path)
-
-    _one_line(refused, f"PARLEY_ADDRESS: cannot listen on {served.address}: Address already in use")
-
-
-async def test_a_folder_that_is_in_use_is_one_line(served: Service) -> None:
-    await _running(served)
-    folder = served.folder / "data"
-
-    refused = await asyncio.to_thread(parley, "serve", address="127.0.0.1:0", data_dir=folder)
-
-    _one_line(refused, f"{folder} is in use by another Parley (pid {served.process.pid})")
 
 
 @pytest.mark.parametrize(

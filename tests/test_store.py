@@ -52,9 +52,11 @@ async def doors(postgres: EmbeddedPostgres) -> AsyncIterator[Store]:
 
 
 @asynccontextmanager
-async def serving(url: str, data_dir: Path) -> AsyncIterator[tuple[Server, Client]]:
+async def serving(
+    url: str, data_dir: Path, **settings: Any
+) -> AsyncIterator[tuple[Server, Client]]:
     """A server over that database, and the system's client of it."""
-    server = Server(load(address="127.0.0.1:0", data_dir=data_dir), url)
+    server = Server(load(address="127.0.0.1:0", data_dir=data_dir, **settings), url)
     server.bind()
     await server.start()
     try:
@@ -192,6 +194,20 @@ async def test_a_full_pool_is_told_soon(doors: Store) -> None:
                 pass
 
     assert time.monotonic() - started < 1
+
+
+async def test_a_call_that_finds_the_pool_full_may_be_repeated(
+    postgres: EmbeddedPostgres, parley: Client, tmp_path: Path
+) -> None:
+    async with serving(postgres.url, tmp_path, pool_size=2) as (server, client):
+        async with server.store.snapshot(), server.store.snapshot():
+            refused = await failure(client.user("ada"))
+            assert await health(client.channel) == "SERVING"
+
+        assert (refused.code, refused.reason) == ("UNAVAILABLE", "OVERLOADED")
+        assert refused.retry_seconds
+        assert refused.trailers["grpc-retry-pushback-ms"]
+        await client.user("ada")
 
 
 async def test_a_statement_prepared_before_the_schema_changed_is_a_conflict_to_repeat(

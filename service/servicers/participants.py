@@ -327,7 +327,7 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
             limit = fields.page_size(request.page_size)
 
         user_id = await self._require_self(request.user_id, user, call)
-        binding = paging.binding(call, request, user_id)
+        binding = paging.binding(call, request)
         position = self._page_tokens.open(request.page_token, binding)
         async with self._store.snapshot() as snapshot:
             found = await snapshot.invitations.list(

@@ -265,6 +265,19 @@ def test_every_role_but_observer_sends_and_invites(right: Right, role: Role) -> 
 
 
 @pytest.mark.parametrize(
+    ("right", "roles"),
+    [
+        (Right.MARK_READ, {Role.OWNER, Role.MODERATOR, Role.MEMBER, Role.OBSERVER}),
+        (Right.DISMISS, {Role.OWNER, Role.MODERATOR, Role.MEMBER}),
+        (Right.ADD, {Role.OWNER, Role.MODERATOR}),
+        (Right.APPOINT, {Role.OWNER, Role.MODERATOR}),
+    ],
+)
+def test_each_right_is_of_these_roles(right: Right, roles: set[Role]) -> None:
+    assert RIGHTS[right] == roles
+
+
+@pytest.mark.parametrize(
     ("who", "error"),
     [
         (None, NotFound),

@@ -168,21 +168,27 @@ async def test_a_page_is_cut_before_it_outgrows_a_mebibyte(parley: Client, order
     assert all(each.ByteSize() <= MIB for each in (*there, *back))
 
 
-async def test_a_page_is_cut_by_the_size_of_its_metadata_too(parley: Client) -> None:
-    ada = await parley.user("ada")
-    talk = await parley.conversation(ada)
+@pytest.mark.parametrize(
+    ("values", "count"), [(["x"] * 3_000, 90), ([[]] * 150, 950)], ids=["on the wire", "on disk"]
+)
+async def test_a_page_is_cut_by_the_size_of_its_metadata_too(
+    parley: Client, values: list[Any], count: int
+) -> None:
+    """Whichever measure cuts it, a page that was cut is not the last."""
+    talk = await parley.conversation(await parley.user("ada"))
     metadata = Struct()
-    metadata.update({"k": ["x"] * 3_000})
-    drafts = [
-        pb.NewMessage(role=USER, sender_id="ada", content="x", metadata=metadata) for _ in range(90)
-    ]
-    await parley.messages.BatchSendMessages(
-        pb.BatchSendMessagesRequest(conversation_id=talk.id, messages=drafts)
-    )
+    metadata.update({"k": values})
+    drafts = [pb.NewMessage(role=SYSTEM, metadata=metadata) for _ in range(count)]
+    for start in range(0, count, 500):
+        await parley.messages.BatchSendMessages(
+            pb.BatchSendMessagesRequest(
+                conversation_id=talk.id, messages=drafts[start : start + 500]
+            )
+        )
 
     there = await pages(parley, talk, page_size=1_000)
 
-    assert sequences(*there) == list(range(90, 0, -1))
+    assert sequences(*there) == list(range(count, 0, -1))
     assert len(there) > 1
     assert all(each.ByteSize() <= MIB for each in there)
 

@@ -562,7 +562,8 @@ async def test_after_a_storm_of_calls_the_counters_and_the_story_agree_with_the_
     talk = await parley.conversation(*users[:3], first="hello")
 
     def call() -> Awaitable[Any]:
-        actor, subject, other = chance.choice(users), chance.choice(users), chance.choice(users)
+        # In every other storm nobody touches the first owner, so that it goes on for longer.
+        actor, subject, other = [chance.choice(each) for each in (users, users[seed % 2 :], users)]
         client, itself = parley.acting_as(actor), parley.acting_as(subject)
         role = chance.choice([*ROLES.values()])
         calls: list[Any] = [
@@ -591,7 +592,7 @@ async def test_after_a_storm_of_calls_the_counters_and_the_story_agree_with_the_
             assert answer.code().name in {
                 "NOT_FOUND", "PERMISSION_DENIED", "FAILED_PRECONDITION", "OUT_OF_RANGE",
             }  # fmt: skip
-    assert made > 30
+    assert made > (50 if seed % 2 else 10)
 
     assert not await miscounted(database)
     told: dict[str, dict[str, Any]] = {}

@@ -866,12 +866,15 @@ async def test_a_repeated_request_id_answers_the_participant_as_it_is_now(
     assert await is_replay(again())
 
 
-async def test_a_request_id_is_one_conversations(parley: Client) -> None:
+async def test_a_request_id_is_one_conversations_and_one_methods(parley: Client) -> None:
     ada, bob = await parley.user("ada"), await parley.user("bob")
+    own = parley.acting_as(bob)
     for _ in range(2):
         talk = await parley.conversation(ada)
         invited = parley.acting_as(ada).invite(talk, bob, request_id="r-1")
         assert (await invited).conversation_id == talk.id
+        assert (await own.accept(talk, bob, request_id="r-1")).status == JOINED
+        assert (await own.leave(talk, bob, request_id="r-1")).status == LEFT
 
 
 async def test_a_replay_shows_no_more_than_one_may_see_today(parley: Client) -> None:

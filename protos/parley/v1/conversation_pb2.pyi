@@ -585,7 +585,7 @@ class UpdateConversationRequest(_message.Message):
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Which fields to take from `conversation`: slug, title, is_active, members_may_invite, metadata.
-        Absent: all that are populated. `*`: all.
+        Absent: all that are populated. `*`: all; slug, which has no default, must then be given.
         """
 
     @_builtins.property
@@ -680,7 +680,9 @@ class DeleteConversationResponse(_message.Message):
     CONVERSATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def conversation(self) -> Global___Conversation:
-        """The conversation with its delete_time; absent when allow_missing is set and there is none."""
+        """The conversation with its delete_time; absent when there was nothing to delete, and
+        allow_missing is set.
+        """
 
     def __init__(
         self,

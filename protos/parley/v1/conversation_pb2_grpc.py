@@ -127,11 +127,13 @@ class ConversationServiceServicer(object):
         Safe to repeat, with or without a request_id.
 
         Raises:
-        - INVALID_ARGUMENT: both users are the same.
+        - INVALID_ARGUMENT DUPLICATE: both users are the same.
         - PERMISSION_DENIED PERMISSION_DENIED: the actor asks in another user's name.
         - FAILED_PRECONDITION USER_NOT_FOUND, USER_INACTIVE: a user named does not exist, or is
         inactive or deleted.
         - FAILED_PRECONDITION CONVERSATION_DELETED: there is one, and it is deleted.
+        - FAILED_PRECONDITION CONVERSATION_ARCHIVED: somebody would have to join it again, and it is
+        archived.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -186,6 +188,7 @@ class ConversationServiceServicer(object):
         Safe to repeat: with a request_id, or with an etag, since the first call makes it stale.
 
         Raises:
+        - INVALID_ARGUMENT INVALID_METADATA: metadata_patch would make metadata larger than its limits.
         - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
         - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
         - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
@@ -226,7 +229,7 @@ class ConversationServiceServicer(object):
 
         Raises:
         - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see, or it was purged.
-        - ALREADY_EXISTS: the conversation is not deleted.
+        - ALREADY_EXISTS NOT_DELETED: the conversation is not deleted.
         - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
         - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
         - ABORTED ETAG_MISMATCH: the conversation changed since the etag was read.

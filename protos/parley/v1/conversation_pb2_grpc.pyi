@@ -52,11 +52,13 @@ class ConversationServiceStub:
     Safe to repeat, with or without a request_id.
 
     Raises:
-    - INVALID_ARGUMENT: both users are the same.
+    - INVALID_ARGUMENT DUPLICATE: both users are the same.
     - PERMISSION_DENIED PERMISSION_DENIED: the actor asks in another user's name.
     - FAILED_PRECONDITION USER_NOT_FOUND, USER_INACTIVE: a user named does not exist, or is
       inactive or deleted.
     - FAILED_PRECONDITION CONVERSATION_DELETED: there is one, and it is deleted.
+    - FAILED_PRECONDITION CONVERSATION_ARCHIVED: somebody would have to join it again, and it is
+      archived.
     """
     GetConversation: _aio.UnaryUnaryMultiCallable[_conversation_pb2.GetConversationRequest, _conversation_pb2.GetConversationResponse]
     """Finds one conversation. Who is joined sees all of it; who is invited sees id, title and
@@ -95,6 +97,7 @@ class ConversationServiceStub:
     Safe to repeat: with a request_id, or with an etag, since the first call makes it stale.
 
     Raises:
+    - INVALID_ARGUMENT INVALID_METADATA: metadata_patch would make metadata larger than its limits.
     - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
     - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
     - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
@@ -127,7 +130,7 @@ class ConversationServiceStub:
 
     Raises:
     - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see, or it was purged.
-    - ALREADY_EXISTS: the conversation is not deleted.
+    - ALREADY_EXISTS NOT_DELETED: the conversation is not deleted.
     - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
     - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
     - ABORTED ETAG_MISMATCH: the conversation changed since the etag was read.
@@ -192,11 +195,13 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         Safe to repeat, with or without a request_id.
 
         Raises:
-        - INVALID_ARGUMENT: both users are the same.
+        - INVALID_ARGUMENT DUPLICATE: both users are the same.
         - PERMISSION_DENIED PERMISSION_DENIED: the actor asks in another user's name.
         - FAILED_PRECONDITION USER_NOT_FOUND, USER_INACTIVE: a user named does not exist, or is
           inactive or deleted.
         - FAILED_PRECONDITION CONVERSATION_DELETED: there is one, and it is deleted.
+        - FAILED_PRECONDITION CONVERSATION_ARCHIVED: somebody would have to join it again, and it is
+          archived.
         """
 
     def GetConversation(
@@ -255,6 +260,7 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         Safe to repeat: with a request_id, or with an etag, since the first call makes it stale.
 
         Raises:
+        - INVALID_ARGUMENT INVALID_METADATA: metadata_patch would make metadata larger than its limits.
         - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
         - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
         - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
@@ -297,7 +303,7 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Raises:
         - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see, or it was purged.
-        - ALREADY_EXISTS: the conversation is not deleted.
+        - ALREADY_EXISTS NOT_DELETED: the conversation is not deleted.
         - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
         - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
         - ABORTED ETAG_MISMATCH: the conversation changed since the etag was read.

@@ -146,7 +146,9 @@ class Event(_message.Message):
     sequence: _builtins.int
     """The sequence of the message concerned; of READ_CURSOR_MOVED, the new cursor; otherwise 0."""
     revision: _builtins.int
-    """The revision that the message had then; otherwise 0."""
+    """The revision that the message had then, or the conversation, of an event that changes it;
+    otherwise 0.
+    """
     user_id: _builtins.str
     """The id of the user whose participant is concerned; otherwise empty."""
     previous_status: _participant_pb2.Participant.Status.ValueType

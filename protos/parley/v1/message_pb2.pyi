@@ -159,7 +159,7 @@ class Message(_message.Message):
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was last changed."""
+        """When what it says last changed: deleting and undeleting it do not count."""
 
     @_builtins.property
     def delete_time(self) -> _timestamp_pb2.Timestamp:
@@ -1239,7 +1239,7 @@ class DeleteMessageResponse(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def message(self) -> Global___Message:
-        """The tombstone; absent when allow_missing is set and there is no such message."""
+        """The tombstone; absent when there was nothing to delete, and allow_missing is set."""
 
     def __init__(
         self,

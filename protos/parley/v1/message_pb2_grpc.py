@@ -258,10 +258,12 @@ class MessageServiceServicer(object):
         Safe to repeat with a request_id or allow_missing.
 
         Raises:
-        - NOT_FOUND CONVERSATION_NOT_FOUND, MESSAGE_NOT_FOUND: there is none that the actor can see, or
-        it is deleted already (unless allow_missing).
+        - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
+        - NOT_FOUND MESSAGE_NOT_FOUND: there is none that the actor can see, or it is deleted already
+        (unless allow_missing).
         - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
         - PERMISSION_DENIED PERMISSION_DENIED: the message is another's, or the actor an OBSERVER.
+        - FAILED_PRECONDITION CONVERSATION_DELETED, CONVERSATION_ARCHIVED.
         - ABORTED ETAG_MISMATCH: the message changed since the etag was read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -269,16 +271,18 @@ class MessageServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UndeleteMessage(self, request, context):
-        """Brings a deleted message back, with its content and metadata. Who may delete it may undelete
-        it.
+        """Brings a deleted message back, with its content and metadata. An actor may bring back what it
+        deleted itself, while joined as MEMBER or above; an OWNER or MODERATOR anything. So an author
+        does not bring back what a moderator removed.
 
         Safe to repeat with a request_id.
 
         Raises:
         - NOT_FOUND CONVERSATION_NOT_FOUND, MESSAGE_NOT_FOUND: there is none that the actor can see.
-        - ALREADY_EXISTS: the message is not deleted.
+        - ALREADY_EXISTS NOT_DELETED: the message is not deleted.
         - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
-        - PERMISSION_DENIED PERMISSION_DENIED: the message is another's, or the actor an OBSERVER.
+        - PERMISSION_DENIED PERMISSION_DENIED: another deleted the message, or the actor is an OBSERVER.
+        - FAILED_PRECONDITION CONVERSATION_DELETED, CONVERSATION_ARCHIVED.
         - ABORTED ETAG_MISMATCH: the message changed since the etag was read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

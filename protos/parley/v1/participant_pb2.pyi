@@ -1071,7 +1071,7 @@ class MarkReadRequest(_message.Message):
     message_id: _builtins.str
     """Its id."""
     sequence: _builtins.int
-    """Its number in the conversation."""
+    """Its number in the conversation; 0: nothing yet."""
     request_id: _builtins.str
     """Makes the call safe to repeat: 1 to 64 printable ASCII characters, a UUID is advised."""
     def __init__(

@@ -38,8 +38,8 @@ class ParticipantServiceStub(object):
     What all RPCs have in common (actors, request_id, etags, pages, errors) is said in access.proto;
     each adds its own here. Of a deleted conversation every RPC here is FAILED_PRECONDITION
     CONVERSATION_DELETED, except DeclineInvitation, RevokeInvitation and LeaveConversation; of an
-    archived one, every RPC that changes something is CONVERSATION_ARCHIVED, except
-    DeclineInvitation, LeaveConversation and MarkRead. A direct conversation takes no
+    archived one, every RPC that changes something is CONVERSATION_ARCHIVED, except these three and
+    MarkRead. ListInvitations passes over deleted conversations. A direct conversation takes no
     InviteParticipant, AddParticipant or RemoveParticipant: FAILED_PRECONDITION DIRECT_CONVERSATION.
     """
 
@@ -124,8 +124,8 @@ class ParticipantServiceServicer(object):
     What all RPCs have in common (actors, request_id, etags, pages, errors) is said in access.proto;
     each adds its own here. Of a deleted conversation every RPC here is FAILED_PRECONDITION
     CONVERSATION_DELETED, except DeclineInvitation, RevokeInvitation and LeaveConversation; of an
-    archived one, every RPC that changes something is CONVERSATION_ARCHIVED, except
-    DeclineInvitation, LeaveConversation and MarkRead. A direct conversation takes no
+    archived one, every RPC that changes something is CONVERSATION_ARCHIVED, except these three and
+    MarkRead. ListInvitations passes over deleted conversations. A direct conversation takes no
     InviteParticipant, AddParticipant or RemoveParticipant: FAILED_PRECONDITION DIRECT_CONVERSATION.
     """
 
@@ -145,6 +145,7 @@ class ParticipantServiceServicer(object):
         - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
         - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
         - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
+        - PERMISSION_DENIED ROLE_NOT_ALLOWED: the actor may not give that role.
         - FAILED_PRECONDITION USER_NOT_FOUND, USER_INACTIVE: the user, or the inviter, does not exist;
         the user is inactive or deleted.
         - FAILED_PRECONDITION NOT_A_PARTICIPANT: the inviter that the system names is not joined.
@@ -158,7 +159,8 @@ class ParticipantServiceServicer(object):
 
     def AddParticipant(self, request, context):
         """Makes a user a participant at once, without asking it. An OWNER may add in any role, a
-        MODERATOR in roles up to MODERATOR. A user who is joined already stays as it is: OK.
+        MODERATOR in roles up to MODERATOR, except who is invited to be OWNER. A user who is joined
+        already stays as it is: OK.
 
         Safe to repeat, with or without a request_id.
 
@@ -168,6 +170,7 @@ class ParticipantServiceServicer(object):
         - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
         - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
         - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
+        - PERMISSION_DENIED ROLE_NOT_ALLOWED: the actor may not give that role.
         - FAILED_PRECONDITION USER_NOT_FOUND, USER_INACTIVE: the user, or the inviter, does not exist;
         the user is inactive or deleted.
         - FAILED_PRECONDITION NOT_A_PARTICIPANT: the inviter that the system names is not joined.
@@ -210,7 +213,7 @@ class ParticipantServiceServicer(object):
         Raises:
         - INVALID_ARGUMENT INVALID_PAGE_TOKEN, PAGE_TOKEN_MISMATCH: see access.proto.
         - PERMISSION_DENIED PERMISSION_DENIED: the actor asks for another user's.
-        - NOT_FOUND USER_NOT_FOUND: there is no such user.
+        - FAILED_PRECONDITION USER_NOT_FOUND: there is no such user.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -253,7 +256,7 @@ class ParticipantServiceServicer(object):
 
     def RevokeInvitation(self, request, context):
         """Takes an invitation back: INVITED becomes REVOKED. An OWNER may revoke any, a MODERATOR those
-        below OWNER, a MEMBER those it made itself. It works in deleted conversations too.
+        below OWNER, a MEMBER those it made itself. It works in archived and deleted conversations too.
 
         Safe to repeat, with or without a request_id.
 
@@ -320,7 +323,8 @@ class ParticipantServiceServicer(object):
 
     def UpdateParticipant(self, request, context):
         """Changes a participant's role, the only thing about it that can be set. An OWNER may give and
-        take any role; a MODERATOR may not touch an OWNER, nor make one.
+        take any role; a MODERATOR may not touch an OWNER, nor make one. Who is invited will join in the
+        new role.
 
         Safe to repeat: it is OK, and no event, when the role is that already.
 
@@ -329,6 +333,8 @@ class ParticipantServiceServicer(object):
         see.
         - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
         - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
+        - PERMISSION_DENIED ROLE_NOT_ALLOWED: the actor may not give that role.
+        - FAILED_PRECONDITION NOT_A_PARTICIPANT: the user is neither invited nor joined.
         - FAILED_PRECONDITION LAST_OWNER: the last owner would be one no more.
         - ABORTED ETAG_MISMATCH: the participant changed since the etag was read.
         """
@@ -347,6 +353,7 @@ class ParticipantServiceServicer(object):
         - INVALID_ARGUMENT: neither message_id nor sequence is given, or the sequence is negative.
         - NOT_FOUND CONVERSATION_NOT_FOUND, MESSAGE_NOT_FOUND: there is none that the actor can see.
         - NOT_FOUND PARTICIPANT_NOT_FOUND: the user that the system names was never in it.
+        - FAILED_PRECONDITION NOT_A_PARTICIPANT: that user is not joined.
         - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
         - PERMISSION_DENIED PERMISSION_DENIED: the actor moves another user's cursor.
         - OUT_OF_RANGE READ_PAST_END: there is no message with that sequence yet.
@@ -439,8 +446,8 @@ class ParticipantService(object):
     What all RPCs have in common (actors, request_id, etags, pages, errors) is said in access.proto;
     each adds its own here. Of a deleted conversation every RPC here is FAILED_PRECONDITION
     CONVERSATION_DELETED, except DeclineInvitation, RevokeInvitation and LeaveConversation; of an
-    archived one, every RPC that changes something is CONVERSATION_ARCHIVED, except
-    DeclineInvitation, LeaveConversation and MarkRead. A direct conversation takes no
+    archived one, every RPC that changes something is CONVERSATION_ARCHIVED, except these three and
+    MarkRead. ListInvitations passes over deleted conversations. A direct conversation takes no
     InviteParticipant, AddParticipant or RemoveParticipant: FAILED_PRECONDITION DIRECT_CONVERSATION.
     """
 

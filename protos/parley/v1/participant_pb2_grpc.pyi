@@ -26,8 +26,8 @@ class ParticipantServiceStub:
     What all RPCs have in common (actors, request_id, etags, pages, errors) is said in access.proto;
     each adds its own here. Of a deleted conversation every RPC here is FAILED_PRECONDITION
     CONVERSATION_DELETED, except DeclineInvitation, RevokeInvitation and LeaveConversation; of an
-    archived one, every RPC that changes something is CONVERSATION_ARCHIVED, except
-    DeclineInvitation, LeaveConversation and MarkRead. A direct conversation takes no
+    archived one, every RPC that changes something is CONVERSATION_ARCHIVED, except these three and
+    MarkRead. ListInvitations passes over deleted conversations. A direct conversation takes no
     InviteParticipant, AddParticipant or RemoveParticipant: FAILED_PRECONDITION DIRECT_CONVERSATION.
     """
 
@@ -48,6 +48,7 @@ class ParticipantServiceStub:
     - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
     - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
     - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
+    - PERMISSION_DENIED ROLE_NOT_ALLOWED: the actor may not give that role.
     - FAILED_PRECONDITION USER_NOT_FOUND, USER_INACTIVE: the user, or the inviter, does not exist;
       the user is inactive or deleted.
     - FAILED_PRECONDITION NOT_A_PARTICIPANT: the inviter that the system names is not joined.
@@ -57,7 +58,8 @@ class ParticipantServiceStub:
     """
     AddParticipant: _aio.UnaryUnaryMultiCallable[_participant_pb2.AddParticipantRequest, _participant_pb2.AddParticipantResponse]
     """Makes a user a participant at once, without asking it. An OWNER may add in any role, a
-    MODERATOR in roles up to MODERATOR. A user who is joined already stays as it is: OK.
+    MODERATOR in roles up to MODERATOR, except who is invited to be OWNER. A user who is joined
+    already stays as it is: OK.
 
     Safe to repeat, with or without a request_id.
 
@@ -67,6 +69,7 @@ class ParticipantServiceStub:
     - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
     - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
     - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
+    - PERMISSION_DENIED ROLE_NOT_ALLOWED: the actor may not give that role.
     - FAILED_PRECONDITION USER_NOT_FOUND, USER_INACTIVE: the user, or the inviter, does not exist;
       the user is inactive or deleted.
     - FAILED_PRECONDITION NOT_A_PARTICIPANT: the inviter that the system names is not joined.
@@ -97,7 +100,7 @@ class ParticipantServiceStub:
     Raises:
     - INVALID_ARGUMENT INVALID_PAGE_TOKEN, PAGE_TOKEN_MISMATCH: see access.proto.
     - PERMISSION_DENIED PERMISSION_DENIED: the actor asks for another user's.
-    - NOT_FOUND USER_NOT_FOUND: there is no such user.
+    - FAILED_PRECONDITION USER_NOT_FOUND: there is no such user.
     """
     AcceptInvitation: _aio.UnaryUnaryMultiCallable[_participant_pb2.AcceptInvitationRequest, _participant_pb2.AcceptInvitationResponse]
     """Accepts an invitation: INVITED becomes JOINED. An actor accepts its own only.
@@ -128,7 +131,7 @@ class ParticipantServiceStub:
     """
     RevokeInvitation: _aio.UnaryUnaryMultiCallable[_participant_pb2.RevokeInvitationRequest, _participant_pb2.RevokeInvitationResponse]
     """Takes an invitation back: INVITED becomes REVOKED. An OWNER may revoke any, a MODERATOR those
-    below OWNER, a MEMBER those it made itself. It works in deleted conversations too.
+    below OWNER, a MEMBER those it made itself. It works in archived and deleted conversations too.
 
     Safe to repeat, with or without a request_id.
 
@@ -183,7 +186,8 @@ class ParticipantServiceStub:
     """
     UpdateParticipant: _aio.UnaryUnaryMultiCallable[_participant_pb2.UpdateParticipantRequest, _participant_pb2.UpdateParticipantResponse]
     """Changes a participant's role, the only thing about it that can be set. An OWNER may give and
-    take any role; a MODERATOR may not touch an OWNER, nor make one.
+    take any role; a MODERATOR may not touch an OWNER, nor make one. Who is invited will join in the
+    new role.
 
     Safe to repeat: it is OK, and no event, when the role is that already.
 
@@ -192,6 +196,8 @@ class ParticipantServiceStub:
       see.
     - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
     - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
+    - PERMISSION_DENIED ROLE_NOT_ALLOWED: the actor may not give that role.
+    - FAILED_PRECONDITION NOT_A_PARTICIPANT: the user is neither invited nor joined.
     - FAILED_PRECONDITION LAST_OWNER: the last owner would be one no more.
     - ABORTED ETAG_MISMATCH: the participant changed since the etag was read.
     """
@@ -206,6 +212,7 @@ class ParticipantServiceStub:
     - INVALID_ARGUMENT: neither message_id nor sequence is given, or the sequence is negative.
     - NOT_FOUND CONVERSATION_NOT_FOUND, MESSAGE_NOT_FOUND: there is none that the actor can see.
     - NOT_FOUND PARTICIPANT_NOT_FOUND: the user that the system names was never in it.
+    - FAILED_PRECONDITION NOT_A_PARTICIPANT: that user is not joined.
     - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
     - PERMISSION_DENIED PERMISSION_DENIED: the actor moves another user's cursor.
     - OUT_OF_RANGE READ_PAST_END: there is no message with that sequence yet.
@@ -224,8 +231,8 @@ class ParticipantServiceServicer(metaclass=_abc_1.ABCMeta):
     What all RPCs have in common (actors, request_id, etags, pages, errors) is said in access.proto;
     each adds its own here. Of a deleted conversation every RPC here is FAILED_PRECONDITION
     CONVERSATION_DELETED, except DeclineInvitation, RevokeInvitation and LeaveConversation; of an
-    archived one, every RPC that changes something is CONVERSATION_ARCHIVED, except
-    DeclineInvitation, LeaveConversation and MarkRead. A direct conversation takes no
+    archived one, every RPC that changes something is CONVERSATION_ARCHIVED, except these three and
+    MarkRead. ListInvitations passes over deleted conversations. A direct conversation takes no
     InviteParticipant, AddParticipant or RemoveParticipant: FAILED_PRECONDITION DIRECT_CONVERSATION.
     """
 
@@ -249,6 +256,7 @@ class ParticipantServiceServicer(metaclass=_abc_1.ABCMeta):
         - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
         - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
         - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
+        - PERMISSION_DENIED ROLE_NOT_ALLOWED: the actor may not give that role.
         - FAILED_PRECONDITION USER_NOT_FOUND, USER_INACTIVE: the user, or the inviter, does not exist;
           the user is inactive or deleted.
         - FAILED_PRECONDITION NOT_A_PARTICIPANT: the inviter that the system names is not joined.
@@ -263,7 +271,8 @@ class ParticipantServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _typing.Any,
     ) -> _abc.Awaitable[_participant_pb2.AddParticipantResponse]:
         """Makes a user a participant at once, without asking it. An OWNER may add in any role, a
-        MODERATOR in roles up to MODERATOR. A user who is joined already stays as it is: OK.
+        MODERATOR in roles up to MODERATOR, except who is invited to be OWNER. A user who is joined
+        already stays as it is: OK.
 
         Safe to repeat, with or without a request_id.
 
@@ -273,6 +282,7 @@ class ParticipantServiceServicer(metaclass=_abc_1.ABCMeta):
         - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
         - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
         - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
+        - PERMISSION_DENIED ROLE_NOT_ALLOWED: the actor may not give that role.
         - FAILED_PRECONDITION USER_NOT_FOUND, USER_INACTIVE: the user, or the inviter, does not exist;
           the user is inactive or deleted.
         - FAILED_PRECONDITION NOT_A_PARTICIPANT: the inviter that the system names is not joined.
@@ -318,7 +328,7 @@ class ParticipantServiceServicer(metaclass=_abc_1.ABCMeta):
         Raises:
         - INVALID_ARGUMENT INVALID_PAGE_TOKEN, PAGE_TOKEN_MISMATCH: see access.proto.
         - PERMISSION_DENIED PERMISSION_DENIED: the actor asks for another user's.
-        - NOT_FOUND USER_NOT_FOUND: there is no such user.
+        - FAILED_PRECONDITION USER_NOT_FOUND: there is no such user.
         """
 
     def AcceptInvitation(
@@ -364,7 +374,7 @@ class ParticipantServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _typing.Any,
     ) -> _abc.Awaitable[_participant_pb2.RevokeInvitationResponse]:
         """Takes an invitation back: INVITED becomes REVOKED. An OWNER may revoke any, a MODERATOR those
-        below OWNER, a MEMBER those it made itself. It works in deleted conversations too.
+        below OWNER, a MEMBER those it made itself. It works in archived and deleted conversations too.
 
         Safe to repeat, with or without a request_id.
 
@@ -434,7 +444,8 @@ class ParticipantServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _typing.Any,
     ) -> _abc.Awaitable[_participant_pb2.UpdateParticipantResponse]:
         """Changes a participant's role, the only thing about it that can be set. An OWNER may give and
-        take any role; a MODERATOR may not touch an OWNER, nor make one.
+        take any role; a MODERATOR may not touch an OWNER, nor make one. Who is invited will join in the
+        new role.
 
         Safe to repeat: it is OK, and no event, when the role is that already.
 
@@ -443,6 +454,8 @@ class ParticipantServiceServicer(metaclass=_abc_1.ABCMeta):
           see.
         - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
         - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
+        - PERMISSION_DENIED ROLE_NOT_ALLOWED: the actor may not give that role.
+        - FAILED_PRECONDITION NOT_A_PARTICIPANT: the user is neither invited nor joined.
         - FAILED_PRECONDITION LAST_OWNER: the last owner would be one no more.
         - ABORTED ETAG_MISMATCH: the participant changed since the etag was read.
         """
@@ -462,6 +475,7 @@ class ParticipantServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT: neither message_id nor sequence is given, or the sequence is negative.
         - NOT_FOUND CONVERSATION_NOT_FOUND, MESSAGE_NOT_FOUND: there is none that the actor can see.
         - NOT_FOUND PARTICIPANT_NOT_FOUND: the user that the system names was never in it.
+        - FAILED_PRECONDITION NOT_A_PARTICIPANT: that user is not joined.
         - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
         - PERMISSION_DENIED PERMISSION_DENIED: the actor moves another user's cursor.
         - OUT_OF_RANGE READ_PAST_END: there is no message with that sequence yet.
