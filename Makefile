@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help matrix run test check lint format protos types lock bench bench-quick clean
+.PHONY: help matrix run test test-slow check lint format protos types lock bench bench-quick clean
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -12,10 +12,13 @@ help:  ## list what can be made
 run: .venv/run  ## serve on 127.0.0.1:50051, with an embedded PostgreSQL unless PARLEY_DATABASE_URL is set
 	@$(BIN)/parley serve
 
-test: .venv/dev  ## run the tests: real server, real channel, real PostgreSQL
-	@$(BIN)/pytest
+test: .venv/dev  ## run the quick tests: real server, real channel, real PostgreSQL
+	@$(BIN)/pytest -m "not slow"
 
-check: lint types test  ## all that CI does
+test-slow: .venv/dev  ## run the others: faults, the embedded database, the access matrix
+	@$(BIN)/pytest -m slow
+
+check: lint types test test-slow  ## all that CI does
 
 lint: .venv/dev  ## style of the code and of the protos, and that the generated Python is theirs
 	@$(BIN)/ruff check

@@ -24,6 +24,8 @@ from service.server import Server
 from .access_matrix import ACTORS, DOORS, MATRIX, PAGE, REQUESTS, Rpc, World, page, rpcs
 from .make import MEMBER, MODERATOR, OBSERVER, OWNER, USER, Client
 
+pytestmark = pytest.mark.slow
+
 JOINED = {
     "other": MEMBER,
     "deputy": OWNER,

@@ -21,6 +21,8 @@ from structlog.testing import capture_logs
 from service import embedded
 from service.embedded import DataDirectoryInUse, EmbeddedPostgres, EmbeddedPostgresError
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., Awaitable[EmbeddedPostgres]]
 
 # A Parley in a process of its own, to be killed or asked to end: it says how far it is.

@@ -30,6 +30,8 @@ from .make import USER, Client, Conversation, Failure, User, failure, failure_of
 from .process import CHANNEL, NOT_SERVING, SERVING, Service, frozen, kill
 from .proxy import proxy
 
+pytestmark = pytest.mark.slow
+
 CYCLES = int(os.environ.get("PARLEY_FAULT_CYCLES", "1"))
 WRITERS = 12
 CONVERSATIONS = 4

@@ -63,8 +63,11 @@ async def new_database(
         return postgres.url.replace("/parley?", f"/{names[-1]}?")
 
     yield create
+    # As the superuser, whose an autovacuum at work in it is.
+    superuser = await connect(postgres.url.replace("parley@", "postgres@"))
     for name in names:
-        await database.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await superuser.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await superuser.close()
 
 
 @pytest.fixture
