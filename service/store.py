@@ -8,7 +8,7 @@ checks at once would check the past.
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -233,9 +233,8 @@ class Store:
         """One transaction; with `lock`, alone under that advisory lock from its first moment."""
         if self.reachable and not self.writable:
             raise Unavailable("DATABASE_READ_ONLY")
-        async with self._turn(lock), self._connect() as (connection, driver):
+        async with self._begun(lock) as (connection, driver):
             try:
-                await _begin(driver, lock)
                 transaction = Transaction(Connection(connection, driver))
                 yield transaction
                 mark = transaction.connection.mark
@@ -249,6 +248,15 @@ class Store:
                 await driver.execute("ROLLBACK")
             else:
                 await self._commit(connection, driver, mark)
+
+    @asynccontextmanager
+    async def _begun(self, lock: int | None) -> AsyncIterator[tuple[AsyncConnection, Any]]:
+        """A connection in a transaction, which holds the lock if one was asked for."""
+        async with AsyncExitStack() as exits:
+            async with self._turn(lock):
+                connection, driver = await exits.enter_async_context(self._connect())
+                await _begin(driver, lock)
+            yield connection, driver
 
     @asynccontextmanager
     async def _turn(self, lock: int | None) -> AsyncIterator[None]:
@@ -409,7 +417,11 @@ async def _begin(driver: Any, lock: int | None) -> None:
         await driver.execute(
             BEGIN if lock is None else f"{BEGIN}; SELECT pg_advisory_xact_lock({lock})"
         )
-    except asyncpg.FeatureNotSupportedError as error:
+    except asyncpg.PostgresError as error:
+        if not _is_lost(error):
+            await driver.execute("ROLLBACK")
+        if not isinstance(error, asyncpg.FeatureNotSupportedError):
+            raise
         # How a standby answers READ WRITE.
         raise asyncpg.ReadOnlySQLTransactionError(*error.args) from error
 

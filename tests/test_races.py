@@ -12,6 +12,7 @@ import asyncpg
 import grpc
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
 from parley.v1 import message_pb2 as pb
 from service.coalescer import lock_of
@@ -526,14 +527,17 @@ async def test_a_message_that_the_database_refuses_fails_alone(
         "ALTER TABLE messages ADD CONSTRAINT poison CHECK (content <> 'poison') NOT VALID"
     )
     try:
-        messages, failures = split(
-            await together(*(parley.acting_as(ada).send(talk, content) for content in contents))
-        )
+        with capture_logs() as lines:
+            messages, failures = split(
+                await together(*(parley.acting_as(ada).send(talk, content) for content in contents))
+            )
     finally:
         await database.execute("ALTER TABLE messages DROP CONSTRAINT poison")
 
     assert {each.content for each in messages} == {*contents} - {"poison"}
     assert [(each.code, each.reason) for each in failures] == [("INTERNAL", "INTERNAL")]
+    (defect,) = [line for line in lines if line["log_level"] == "error"]
+    assert defect["correlation_id"] == failures[0].known["correlation_id"]
     there = await parley.all_messages(talk)
     assert [each.sequence for each in there] == list(range(1, len(contents)))
     await require_sums(parley, database, talk)

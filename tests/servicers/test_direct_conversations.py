@@ -3,12 +3,14 @@
 import asyncio
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
 
 from parley.v1 import conversation_pb2 as pb
 from parley.v1 import participant_pb2
+from service.coalescer import lock_of
 
 from ..make import (
     OWNER,
@@ -254,6 +256,26 @@ async def test_of_32_racers_under_one_request_id_all_are_told_the_same(parley: C
     )
     assert len({answer.SerializeToString(deterministic=True) for answer in answers}) == 1
     assert answers[0].created
+
+
+async def test_one_that_was_purged_while_a_meeting_waited_for_it_is_made_anew(
+    parley: Client, database: asyncpg.Connection
+) -> None:
+    ada, bob = await parley.user("ada"), await parley.user("bob")
+    talk = await parley.direct(ada, bob)
+    lock = lock_of(UUID(talk.id))
+    await database.execute("SELECT pg_advisory_lock($1)", lock)
+    meeting = asyncio.ensure_future(meet(parley.acting_as(ada), "bob"))
+    while not await database.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+        await asyncio.sleep(0.01)
+
+    await database.execute("DELETE FROM conversations")
+    await database.execute("SELECT pg_advisory_unlock($1)", lock)
+
+    answer = await meeting
+    assert answer.created
+    assert answer.conversation.id != talk.id
+    assert answer.conversation.participant_count == 2
 
 
 async def test_meeting_while_it_is_deleted_and_purged_never_breaks(
