@@ -33,6 +33,9 @@ MEMBER, OBSERVER = Participant.ROLE_MEMBER, Participant.ROLE_OBSERVER
 USER, ASSISTANT = Message.ROLE_USER, Message.ROLE_ASSISTANT
 SYSTEM, TOOL = Message.ROLE_SYSTEM, Message.ROLE_TOOL
 
+# The id of nothing. (One made anew would give its test another name in each worker.)
+NOBODY = "019a0000-0000-7000-8000-000000000000"
+
 
 class Stub:
     """A generated stub whose calls carry the client's credentials and actor."""

@@ -111,6 +111,12 @@ class Service:
     def output(self) -> str:
         return self._output.read_text()
 
+    async def said(self, line: str) -> None:
+        """Wait until it has printed this: it serves a moment before it says so."""
+        async with asyncio.timeout(10):
+            while line not in self.output:
+                await asyncio.sleep(0.02)
+
     @property
     def log(self) -> str:
         return self._log.read_text()

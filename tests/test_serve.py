@@ -39,8 +39,8 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 
 async def test_a_start_says_that_it_serves_and_how_it_is_called(served: Service) -> None:
     token = served.folder / "data" / "token"
+    await served.said(f"Parley serves on {served.address}.")
 
-    assert f"Parley serves on {served.address}." in served.output
     assert f"Bearer {served.token}" in served.output
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     assert served.events("serving")

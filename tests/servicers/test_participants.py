@@ -18,6 +18,7 @@ from service.rules.participants import MOVES, Move
 from ..make import (
     MEMBER,
     MODERATOR,
+    NOBODY,
     OBSERVER,
     OWNER,
     Client,
@@ -355,7 +356,7 @@ async def test_a_reason_within_its_limit_is_kept_as_given(parley: Client, size: 
 
 
 @pytest.mark.parametrize("rpc", REQUESTS)
-@pytest.mark.parametrize("reference", ["nowhere", str(uuid4())])
+@pytest.mark.parametrize("reference", ["nowhere", NOBODY])
 async def test_a_conversation_that_is_not_there_is_not_found(
     parley: Client, rpc: str, reference: str
 ) -> None:
@@ -731,7 +732,7 @@ async def test_the_last_owner_passes_the_conversation_on_in_the_same_step(
     ("successor", "code", "reason"),
     [
         ("nobody", "FAILED_PRECONDITION", "USER_NOT_FOUND"),
-        (str(uuid4()), "FAILED_PRECONDITION", "USER_NOT_FOUND"),
+        (NOBODY, "FAILED_PRECONDITION", "USER_NOT_FOUND"),
         ("eve", "FAILED_PRECONDITION", "NOT_A_PARTICIPANT"),
         ("dee", "FAILED_PRECONDITION", "NOT_A_PARTICIPANT"),
         ("ada", "FAILED_PRECONDITION", "NOT_A_PARTICIPANT"),

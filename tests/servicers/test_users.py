@@ -11,7 +11,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 
 from parley.v1 import user_pb2 as pb
 
-from ..make import AGENT, HUMAN, Client, User, failure, insist, is_replay, row_count
+from ..make import AGENT, HUMAN, NOBODY, Client, User, failure, insist, is_replay, row_count
 
 NIL = "00000000-0000-0000-0000-000000000000"
 
@@ -306,7 +306,7 @@ async def test_a_user_is_found_by_id_in_any_case_and_by_username_as_written(parl
         assert await get(parley, username) == user
 
 
-@pytest.mark.parametrize("reference", [str(uuid4()), "nobody", "Ada", "../x"])
+@pytest.mark.parametrize("reference", [NOBODY, "nobody", "Ada", "../x"])
 async def test_a_user_that_is_not_there_is_not_found(parley: Client, reference: str) -> None:
     await parley.user("ada")
     missing = await failure(get(parley, reference))
