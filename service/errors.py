@@ -84,6 +84,7 @@ REASONS: dict[str, str] = {
     "ETAG_MISMATCH": "The resource has changed: read it again and repeat with its etag.",
     "SEQUENCE_MISMATCH": "expected_last_sequence is stale: the last sequence is {last_sequence}.",
     "READ_PAST_END": "{field} is beyond the last message, number {last_sequence}.",
+    "RATE_LIMITED": "Too many {subject}: repeat the call later.",
     "NOT_IMPLEMENTED": "{method} is part of the contract, but not served by this version yet.",
     # What went wrong here.
     "CONFLICT": "The call met another one: repeat it.",
