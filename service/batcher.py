@@ -67,10 +67,21 @@ class Batcher(Generic[Item, Outcome]):
     async def _work(self) -> None:
         """Run batches until nobody waits."""
         try:
-            while batch := self._next():
-                await self._settle(batch)
+            while self._waiting:
+                await self._gather()
+                await self._settle(self._next())
         finally:
             self._free += 1
+
+    async def _gather(self) -> None:
+        """Let those come who are ready to: as long as each turn of the loop brings somebody.
+
+        A busy server has many calls on their way here. Without this its batches held three of 64.
+        """
+        count = 0
+        while count < len(self._waiting) < self._max_items:
+            count = len(self._waiting)
+            await asyncio.sleep(0)
 
     def _next(self) -> list["Waiting[Item, Outcome]"]:
         batch: list[Waiting[Item, Outcome]] = []

@@ -23,10 +23,10 @@ class Lookups:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._users = Batcher(self._find_users, max_items=256, concurrency=2)
-        self._views = Batcher(self._find_views, max_items=256, concurrency=2)
+        self._users = Batcher(self._find_users, max_items=256)
+        self._views = Batcher(self._find_views, max_items=256)
         self._slugs = Batcher(self._find_slugs, max_items=256)
-        self._messages = Batcher(self._find_messages, max_items=64, concurrency=2)
+        self._messages = Batcher(self._find_messages, max_items=64)
 
     async def actor(self, reference: str) -> Actor:
         """The user that a caller acts for: exists, is active, is not deleted."""

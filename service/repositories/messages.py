@@ -3,9 +3,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import and_, func, literal, select, text, update
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.sql import ColumnElement
+from sqlalchemy import func, update
 
 from service.domain import EventType
 from service.models.base import HAS_METADATA
@@ -115,6 +113,16 @@ JOIN messages m ON m.conversation_id = k.conversation_id
                              WHERE s.conversation_id = k.conversation_id
                                AND s.sequence = k.sequence))
 WHERE {readable("m", "k")}
+"""
+
+# Put together as text: for SQLAlchemy to build it took ten times as long as to run it.
+LIST = f"""
+SELECT * FROM (
+  SELECT page.*, sum(size) OVER (ORDER BY sequence {{order}}) AS total, count(*) OVER () AS found
+  FROM (SELECT {MESSAGE}, octet_length(m.content) + pg_column_size(m.metadata) AS size
+        FROM messages m WHERE {{where}} ORDER BY m.sequence {{order}} LIMIT {{limit}}) AS page
+) AS sized
+WHERE total - size <= {{byte_limit}} ORDER BY sequence {{order}}
 """
 
 # How the system sees a conversation, or somebody what is its own: whole.
@@ -289,50 +297,44 @@ class Messages(Repository):
         Stops before a page whose content passes `byte_limit`: a thousand messages may hold a
         quarter of a gigabyte, and none of it should leave the database for nothing.
         """
-        m = messages.c
-        where: list[ColumnElement[bool]] = [
-            m.conversation_id == view["id"],
-            m.sequence.between(view["first_sequence"], view["final_sequence"]),
+        arguments: list[object] = []
+
+        def given(value: object) -> str:
+            arguments.append(value)
+            return f"${len(arguments)}"
+
+        where = [
+            f"m.conversation_id = {given(view['id'])}",
+            f"m.sequence >= {given(view['first_sequence'])}",
+            f"m.sequence <= {given(view['final_sequence'])}",
         ]
         if after is not None:
-            where.append(m.sequence < after if descending else m.sequence > after)
+            where.append(f"m.sequence {'<' if descending else '>'} {given(after)}")
         if sender_id:
-            where.append(m.sender_id == sender_id)
+            where.append(f"m.sender_id = {given(sender_id)}")
         if external_id:
-            where.append(m.external_id == external_id)
+            where.append(f"m.external_id = {given(external_id)}")
         if roles:
-            where.append(m.role.in_(roles))
+            where.append(f"m.role = ANY({given(roles)}::text[])")
         if statuses:
-            where.append(m.status.in_(statuses))
+            where.append(f"m.status = ANY({given(statuses)}::text[])")
         if created_after:
-            where.append(m.created_at >= created_after)
+            where.append(f"m.created_at >= {given(created_after)}")
         if created_before:
-            where.append(m.created_at < created_before)
+            where.append(f"m.created_at < {given(created_before)}")
         if metadata_contains != "{}":
             # What is deleted is not shown, so it must not be found by its contents either.
             where.append(
-                and_(
-                    text(HAS_METADATA),
-                    m.metadata.contains(literal(metadata_contains, JSONB)),
-                    m.deleted_at.is_(None),
-                )
+                f"{HAS_METADATA} AND m.metadata @> {given(metadata_contains)}::text::jsonb"
+                " AND m.deleted_at IS NULL"
             )
-        order = m.sequence.desc() if descending else m.sequence
-        page = select(messages).where(*where).order_by(order).limit(limit + 1).subquery("page")
-        size = func.octet_length(page.c.content) + func.pg_column_size(page.c.metadata)
-        sized = select(
-            page,
-            func.sum(size)
-            .over(order_by=page.c.sequence.desc() if descending else page.c.sequence)
-            .label("total"),
-            size.label("size"),
-            func.count().over().label("found"),
-        ).subquery("sized")
-        rows = await self._connection.rows(
-            select(sized)
-            .where(sized.c.total - sized.c.size <= byte_limit)
-            .order_by(sized.c.sequence.desc() if descending else sized.c.sequence)
+        sql = LIST.format(
+            where=" AND ".join(where),
+            order="DESC" if descending else "",
+            limit=given(limit + 1),
+            byte_limit=given(byte_limit),
         )
+        rows = await self._connection.fetch(sql, *arguments)
         more = len(rows) > limit or (len(rows) > 0 and len(rows) < rows[0]["found"])
         return rows[:limit], more
 
