@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
+import orjson
 import structlog
 
 from service.settings import Settings
@@ -21,8 +22,11 @@ def configure(settings: Settings) -> None:
     console = settings.log_format == "console" or (
         settings.log_format == "auto" and sys.stderr.isatty()
     )
-    renderer: list[structlog.typing.Processor] = [structlog.processors.JSONRenderer()]
+    # A line a call is written: the quick way, in bytes.
+    renderer: list[structlog.typing.Processor] = [structlog.processors.JSONRenderer(orjson.dumps)]
+    factory: Any = structlog.BytesLoggerFactory(sys.stderr.buffer)
     if console:
+        factory = structlog.PrintLoggerFactory(sys.stderr)
         plain = structlog.dev.plain_traceback
         renderer = [_escape, structlog.dev.ConsoleRenderer(exception_formatter=plain)]
     structlog.configure(
@@ -33,7 +37,7 @@ def configure(settings: Settings) -> None:
             *renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=factory,
         cache_logger_on_first_use=True,
     )
     # What libraries have to say goes the same way, if it is worth a warning.
