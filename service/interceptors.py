@@ -37,6 +37,7 @@ from service.errors import (
 )
 from service.identity import Call, Scope
 from service.limits import CallRate
+from service.metrics import MethodMetrics
 from service.store import Store
 
 log = structlog.get_logger()
@@ -84,6 +85,7 @@ class Method:
     behavior: Behavior
     # What the log tells of a mutation: the request's own names for what it changes.
     audited: tuple[str, ...]
+    metrics: MethodMetrics
 
 
 @dataclass(slots=True)
@@ -163,13 +165,16 @@ class Interceptors:
             behavior: Behavior = getattr(servicer, descriptor.name)
         else:
             behavior = _unimplemented(descriptor.full_name)
+        name = f"{descriptor.containing_service.full_name}/{descriptor.name}"
+        kind = "server_stream" if descriptor.server_streaming else "unary"
         method = Method(
-            name=descriptor.full_name.rpartition(".")[0] + "/" + descriptor.name,
+            name=name,
             access=access_of(descriptor),
             request=descriptor.input_type.name,
             decode=GetMessageClass(descriptor.input_type).FromString,
             behavior=behavior,
             audited=_audited(descriptor),
+            metrics=MethodMetrics("bidi_stream" if descriptor.client_streaming else kind, name),
         )
 
         # grpc asks what it is given whether it is a coroutine function, and believes it.
@@ -177,7 +182,8 @@ class Interceptors:
             return await self._unary(method, raw, context)
 
         async def stream_not_served(_: object, context: Context) -> None:
-            await self._stream(method.name, context, partial(self._refuse, method, context))
+            run = partial(self._refuse, method, context)
+            await self._stream(method.name, method.metrics, context, run)
 
         if descriptor.client_streaming:
             return grpc.stream_stream_rpc_method_handler(_released(stream_not_served))
@@ -187,7 +193,9 @@ class Interceptors:
 
     async def _unary(self, method: Method, raw: bytes, context: Context) -> bytes:
         work = Work({"method": method.name})
-        return await self._around(work.record, context, self._outlive(work, method, raw, context))
+        return await self._around(
+            work.record, method.metrics, context, self._outlive(work, method, raw, context)
+        )
 
     async def _outlive(self, work: Work, method: Method, raw: bytes, context: Context) -> bytes:
         """Do the work in a task of its own, which a client's cancel does not reach.
@@ -241,13 +249,15 @@ class Interceptors:
         }
 
     def _authenticated(self, name: str, handler: Handler) -> Handler:
+        metrics = MethodMetrics("bidi_stream", name)
+
         async def converse(requests: AsyncIterator[Any], context: Context) -> None:
             await self._gatekeeper.authenticate(context.invocation_metadata())
             async for response in handler.stream_stream(requests, context):
                 await context.write(response)
 
         async def handle(requests: AsyncIterator[Any], context: Context) -> None:
-            await self._stream(name, context, partial(converse, requests, context))
+            await self._stream(name, metrics, context, partial(converse, requests, context))
 
         return grpc.stream_stream_rpc_method_handler(
             _released(handle), handler.request_deserializer, handler.response_serializer
@@ -260,7 +270,11 @@ class Interceptors:
         raise Unimplemented("NOT_IMPLEMENTED", method=method.name.replace("/", "."))
 
     async def _stream(
-        self, name: str, context: Context, run: Callable[[], Coroutine[Any, Any, None]]
+        self,
+        name: str,
+        metrics: MethodMetrics,
+        context: Context,
+        run: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         """Run a stream in a task of its own, which a drain can end."""
 
@@ -275,13 +289,18 @@ class Interceptors:
                     raise Unavailable("SHUTTING_DOWN") from None
                 raise
 
-        await self._around({"method": name}, context, until_drained())
+        await self._around({"method": name}, metrics, context, until_drained())
 
     async def _around(
-        self, record: Record, context: Context, work: Coroutine[Any, Any, Answer]
+        self,
+        record: Record,
+        metrics: MethodMetrics,
+        context: Context,
+        work: Coroutine[Any, Any, Answer],
     ) -> Answer:
-        """Time the work, translate its error, log one line."""
+        """Time and count the work, translate its error, log one line."""
         started = time.perf_counter()
+        metrics.started()
         try:
             if self._draining:
                 work.close()
@@ -304,7 +323,9 @@ class Interceptors:
             await _abort(context, error)
             raise
         finally:
-            record["ms"] = round((time.perf_counter() - started) * 1000, 2)
+            seconds = time.perf_counter() - started
+            record["ms"] = round(seconds * 1000, 2)
+            metrics.ended(str(record.get("code", "UNKNOWN")), seconds)
             log.info("call", **record)
 
 

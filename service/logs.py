@@ -4,6 +4,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Iterator, MutableMapping
+from functools import partial
 from typing import Any
 
 import orjson
@@ -17,8 +18,8 @@ CONTROLS = {
 }
 
 
-def configure(settings: Settings) -> None:
-    """Write to standard error, from the configured level on."""
+def configure(settings: Settings, *, worker: int | None = None) -> None:
+    """Write to standard error, from the configured level on; a worker says which one it is."""
     console = settings.log_format == "console" or (
         settings.log_format == "auto" and sys.stderr.isatty()
     )
@@ -34,6 +35,7 @@ def configure(settings: Settings) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
             tell_exception,
+            *([partial(_sign, worker)] if worker else []),
             *renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
@@ -79,6 +81,11 @@ def _story(error: BaseException | None) -> Iterator[str]:
         if _is_database(error):
             return
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _sign(worker: int, _: object, __: str, event: MutableMapping[str, Any]) -> Any:
+    event["worker"] = worker
+    return event
 
 
 def _escape(_: object, __: str, event: MutableMapping[str, Any]) -> Any:

@@ -5,6 +5,7 @@ import os
 import secrets
 import signal
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -55,8 +56,6 @@ AFTERMATH_SECONDS = 5.0
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 OPTIONS = [
-    # Off unless asked for: a second server on the port must fail, not share it silently.
-    ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     ("grpc.max_metadata_size", 16 << 10),
     # With its overload protection, grpc counts a stream for longer than its client does and refuses
@@ -80,19 +79,28 @@ OPTIONS = [
 class Server:
     """One process of Parley: a gRPC server over one database."""
 
-    def __init__(self, settings: Settings, database_url: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database_url: str,
+        *,
+        shares_port: bool = False,
+        on_change: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        """`shares_port`: as one of several workers. `on_change` is told whether it serves."""
         self._settings = settings
+        self._shares_port = shares_port
         self.store = Store(database_url, pool_size=settings.pool_size)
         self.page_tokens = PageTokens()
         # Known once bound and, where this machine alone can call, once the database has answered.
         self.address = settings.address
         self.token: str | None = None
-        self.tls_chain = settings.tls_chain
-        self._server = grpc.aio.server(options=OPTIONS)
+        # Not shared unless asked for: a second server on the port must fail, not take half of it.
+        self._server = grpc.aio.server(options=[*OPTIONS, ("grpc.so_reuseport", int(shares_port))])
         self._tasks: list[asyncio.Task[None]] = []
-        self._build()
+        self._build(on_change)
 
-    def _build(self) -> None:
+    def _build(self, on_change: Callable[[bool], None]) -> None:
         store, page_tokens = self.store, self.page_tokens
         lookups = Lookups(store)
         sender = Sender(store)
@@ -128,7 +136,7 @@ class Server:
             self._add(descriptor.full_name, handlers)
             names.append(descriptor.full_name)
 
-        self.readiness = Readiness(store, names, self._prepare)
+        self.readiness = Readiness(store, names, self._prepare, on_change)
         health_pb2_grpc.add_HealthServicer_to_server(self.readiness.servicer, self._server)
         reflected = reflection.ReflectionServicer([*names, "grpc.health.v1.Health", REFLECTION_V1])
         handler = grpc.stream_stream_rpc_method_handler(
@@ -149,14 +157,9 @@ class Server:
         settings = self._settings
         require_private(settings)
         try:
-            # grpc does not say why it cannot listen, or says it to the terminal.
-            family, kind, protocol, _, address = socket.getaddrinfo(
-                settings.host.strip("[]"), settings.port, type=socket.SOCK_STREAM
-            )[0]
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
-                probe.listen()
+            if not self._shares_port:
+                # grpc does not say why it cannot listen, or says it to the terminal.
+                require_free(settings.host, settings.port)
             if settings.tls_chain and settings.tls_key:
                 certificates = Certificates(
                     settings.tls_chain, settings.tls_key, settings.tls_client_ca
@@ -233,6 +236,17 @@ class Server:
             except Exception as error:
                 log.warning("prune_failed", error=text_of(error))
             await asyncio.sleep(PRUNE_INTERVAL_SECONDS)
+
+
+def require_free(host: str, port: str | int) -> None:
+    """Raise OSError where nobody can listen alone."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host.strip("[]"), port, type=socket.SOCK_STREAM
+    )[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+        probe.listen()
 
 
 def development_token(file: Path) -> str:

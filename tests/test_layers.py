@@ -11,7 +11,7 @@ SERVICE = Path(__file__).parent.parent / "service"
 # Who may import whom: what stands on a floor below, or in one's own room. Lowest floor first.
 FLOORS = [
     {"domain", "errors", "settings"},
-    {"identity", "logs"},
+    {"admin", "identity", "logs", "metrics"},
     {"rules"},
     {
         "batcher",
@@ -31,6 +31,7 @@ FLOORS = [
     {"access", "servicers"},
     {"interceptors", "tokens"},
     {"server"},
+    {"workers"},
     {"cli"},
     {"__main__"},
 ]

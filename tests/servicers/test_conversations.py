@@ -784,7 +784,7 @@ async def test_times_are_half_open(parley: Client) -> None:
     start, end = first.create_time, second.create_time
     later = Timestamp()
     later.FromDatetime(end.ToDatetime() + timedelta(microseconds=1))
-    year_one = Timestamp(seconds=-62_135_596_800)
+    year_one = Timestamp(seconds=-62_135_596_800, nanos=1_000)
 
     assert await titles(parley, created_after=start) == ["two", "one"]
     assert await titles(parley, created_before=end) == ["one"]
