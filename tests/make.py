@@ -326,9 +326,7 @@ class Client:
 
     def verify(self, password: str, **login: str) -> Any:
         """A VerifyPassword by `user_id` or `email`."""
-        return self.users.VerifyPassword(
-            user_pb2.VerifyPasswordRequest(password=password, **login)  # type: ignore[arg-type]
-        )
+        return self.users.VerifyPassword(user_pb2.VerifyPasswordRequest(password=password, **login))
 
     async def who(self, user: User | str) -> User:
         """The user as this client sees it now."""

@@ -283,7 +283,7 @@ async def test_a_long_purge_goes_on_where_the_last_call_ended(
         await parley.conversation(ada, bob)
     await parley.delete_user(ada)
 
-    answers = []
+    answers: list[pb.PurgeUserResponse] = []
     while not (answers and answers[-1].done):
         answers.append(await parley.purge_user(ada.id))
 
