@@ -1,3 +1,4 @@
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ from parley.v1 import user_pb2_grpc
 from service import masks, paging, wire
 from service.coalescer import lock_of
 from service.domain import UserKind
-from service.errors import Aborted, NotFound, Unavailable
+from service.errors import Aborted, NotFound, ParleyError, Unavailable
 from service.fields import Fields
 from service.identity import Call
 from service.lookups import Lookups
@@ -24,8 +25,9 @@ from service.store import Store, Transaction
 from service.verifying import Verifier
 
 MAX_BATCH_USERS = 500
-# How many conversations one PurgeUser takes on: a few seconds' work at the most.
+# What one PurgeUser takes on: so many conversations, and none that it would begin later than that.
 PURGE_STEP = 100
+PURGE_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,23 +229,27 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
         with Fields() as fields:
             asked = _asked(fields, request, call)
 
-        user_id = await self._erase(asked)
+        user_id, erased = await self._erase(asked)
         done = pb.PurgeUserResponse()
+        left_over: ParleyError | None = None
+        until = time.monotonic() + PURGE_SECONDS
         async with self._store.snapshot() as snapshot:
             tied = await snapshot.conversations.tied_to(user_id, limit=PURGE_STEP + 1)
-        try:
-            for conversation_id in tied[:PURGE_STEP]:
-                if not call.is_wanted():
-                    return done
+        for number, conversation_id in enumerate(tied):
+            if number and (number == PURGE_STEP or time.monotonic() > until or call.abandoned):
+                return done
+            try:
                 parting, purged = await self._part(
                     user_id, conversation_id, delete_shared=request.delete_shared_conversations
                 )
                 _count(done, parting, purged)
-        except (Aborted, Unavailable):
-            # What is done is done, and told: an error would say that nothing was.
-            return done
+            except (Aborted, Unavailable) as error:
+                left_over = error
+        # An error says that nothing was done. What was is told, and the rest left for another call.
+        if left_over and not erased and done == pb.PurgeUserResponse():
+            raise left_over
 
-        done.done = len(tied) <= PURGE_STEP
+        done.done = left_over is None
         return done
 
     async def SetPassword(
@@ -302,17 +308,16 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
             raise NotFound("user", asked.user)
         return row
 
-    async def _erase(self, asked: Asked) -> UUID:
-        """The id of the user, who is nobody from now on, or was made so by an earlier call."""
+    async def _erase(self, asked: Asked) -> tuple[UUID, bool]:
+        """The id of the user, who is nobody from now on; and whether it was somebody until now."""
         async with self._store.transaction() as transaction:
             user = await _locked(transaction, asked, even_purged=True)
-            if user is None or user["purged_at"] is None:
-                deletion.purge(
-                    user, kind="user", name=asked.user, etag=asked.etag, allow_missing=False
-                )
-                assert user is not None
-                await transaction.users.erase(user)
-        return _id(user)
+            if user and user["purged_at"]:
+                return _id(user), False
+            deletion.purge(user, kind="user", name=asked.user, etag=asked.etag, allow_missing=False)
+            assert user is not None
+            await transaction.users.erase(user)
+        return _id(user), True
 
     async def _part(
         self, user_id: UUID, conversation_id: UUID, *, delete_shared: bool

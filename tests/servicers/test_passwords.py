@@ -18,6 +18,7 @@ from service import tokens
 from service.embedded import EmbeddedPostgres
 from service.identity import Scope
 from service.passwords import MAX_PENDING, THREADS
+from service.repositories.passwords import WAIT
 from service.server import Server
 
 from ..make import NOBODY, Client, User, failure, failure_of, insist
@@ -323,6 +324,21 @@ async def test_old_failures_are_forgotten(
     async with server.store.transaction() as transaction:
         await transaction.passwords.prune()
     assert await database.fetchval("SELECT count(*) FROM password_failures") == 2
+
+
+async def test_failures_are_counted_by_an_index(
+    parley: Client, database: asyncpg.Connection
+) -> None:
+    async with database.transaction():
+        await database.execute(
+            "INSERT INTO password_failures (key)"
+            " SELECT sha256((n % 5000)::text::bytea) FROM generate_series(1, 50000) AS n"
+        )
+        await database.execute("ANALYZE password_failures")
+        rows = await database.fetch(f"EXPLAIN {WAIT}", [b"k" * 32, b"c" * 32], [5, 300])
+    plan = "\n".join(row[0] for row in rows)
+    assert "ix_password_failures_key_failed_at" in plan
+    assert "Seq Scan" not in plan
 
 
 # Where nobody else waits

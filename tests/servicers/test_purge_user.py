@@ -12,6 +12,7 @@ import pytest
 from parley.v1 import conversation_pb2, participant_pb2
 from parley.v1 import user_pb2 as pb
 from service.coalescer import lock_of
+from service.repositories.conversations import TIED
 
 from ..make import (
     MODERATOR,
@@ -154,6 +155,20 @@ async def test_only_a_deleted_user_is_purged(parley: Client) -> None:
     assert (await failure(parley.purge_user("ada"))).reason == "USER_NOT_FOUND"
 
 
+async def test_what_it_invited_others_to_is_still_an_invitation(parley: Client) -> None:
+    ada, bob, eve = [await parley.user(name) for name in ("ada", "bob", "eve")]
+    talk = await parley.conversation(ada, bob, title="Tea", first="hello")
+    await parley.acting_as(ada).invite(talk, eve, initial_message_sequence=1)
+    await purge(parley, ada)
+
+    request = participant_pb2.ListInvitationsRequest()
+    (invited,) = (await parley.acting_as(eve).participants.ListInvitations(request)).invitations
+
+    assert invited.inviter == User(id=ada.id, kind=User.KIND_HUMAN)
+    assert invited.initial_message.content == "hello"
+    assert (await parley.accept(talk, eve)).invited_by_user_id == ada.id
+
+
 # Its conversations
 
 
@@ -270,6 +285,30 @@ async def test_of_two_who_are_erased_together_neither_inherits_for_long(
     assert not await miscounted(database)
 
 
+async def test_what_is_left_to_do_is_found_by_indexes(
+    parley: Client, database: asyncpg.Connection
+) -> None:
+    async with database.transaction():
+        await database.execute(
+            "INSERT INTO users (username) SELECT 'user-' || n FROM generate_series(1, 500) AS n"
+        )
+        await database.execute(
+            "INSERT INTO conversations (slug, creator_id)"
+            " SELECT u.username || '-' || n, u.id FROM users u, generate_series(1, 40) AS n"
+        )
+        await database.execute(
+            "INSERT INTO participants (conversation_id, user_id, status, role, joined_at,"
+            " status_at) SELECT id, creator_id, 'JOINED', 'OWNER', now(), now() FROM conversations"
+        )
+        await database.execute("ANALYZE conversations, participants")
+        for user_id in (await database.fetchval("SELECT id FROM users LIMIT 1"), UUID(NOBODY)):
+            rows = await database.fetch(f"EXPLAIN {TIED}", user_id, 101)
+            plan = "\n".join(row[0] for row in rows)
+            assert "uq_participants_user_conversation" in plan
+            assert "ix_conversations_creator" in plan
+            assert "Seq Scan" not in plan
+
+
 # In steps
 
 
@@ -290,6 +329,22 @@ async def test_a_long_purge_goes_on_where_the_last_call_ended(
     assert [answer.done for answer in answers] == [False, False, True]
     assert [sum(part) for part in zip(*map(counts, answers), strict=True)] == [4, 4, 4, 8]
     assert not await miscounted(database)
+
+
+async def test_a_purge_that_takes_long_answers_in_time_with_one_done_at_least(
+    parley: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.servicers.users.PURGE_SECONDS", -1)
+    ada = await parley.user("ada")
+    for _ in range(3):
+        await parley.conversation(ada)
+    await parley.delete_user(ada)
+    answers = [await parley.purge_user(ada.id) for _ in range(3)]
+    assert [(answer.done, *counts(answer)) for answer in answers] == [
+        (False, 1, 0, 0, 1),
+        (False, 1, 0, 0, 1),
+        (True, 1, 0, 0, 1),
+    ]
 
 
 async def test_eight_who_purge_one_user_at_once_do_everything_once(
@@ -321,12 +376,16 @@ async def test_a_busy_conversation_is_left_for_the_next_call_and_what_was_done_i
 
         # Who it was is gone, all the same.
         assert (await failure(parley.who("ada"))).code == "NOT_FOUND"
-        assert (answer.done, *counts(answer)) == (False, 1, 1, 0, 1)
-        assert (await parley.seen(last)).id == last.id
-    assert (await failure(parley.seen(first))).code == "NOT_FOUND"
+        assert (answer.done, *counts(answer)) == (False, 2, 2, 0, 2)
+        for talk in (first, last):
+            assert (await failure(parley.seen(talk))).code == "NOT_FOUND"
+        # A call that can do nothing says why.
+        refused = await failure(parley.purge_user(ada.id))
+        assert (refused.code, refused.reason) == ("ABORTED", "LOCK_TIMEOUT")
+        assert refused.retry_seconds
 
     answer = await parley.purge_user(ada.id)
-    assert (answer.done, *counts(answer)) == (True, 2, 2, 0, 2)
+    assert (answer.done, *counts(answer)) == (True, 1, 1, 0, 1)
 
 
 async def hold(database: asyncpg.Connection, talk: Conversation) -> None:

@@ -121,6 +121,16 @@ async def test_a_bad_field_is_named_with_its_rule(
     assert await parley.who(ada) == ada
 
 
+async def test_what_only_the_server_says_is_ignored(parley: Client) -> None:
+    ada = await parley.user("ada", external_id="7")
+    given = User(id=NOBODY, external_id="8", full_name="Ada")
+    for name in ("create_time", "update_time", "delete_time"):
+        getattr(given, name).FromSeconds(1)
+    now = (await parley.users.UpdateUser(pb.UpdateUserRequest(user_id="ada", user=given))).user
+    assert (now.id, now.external_id, now.create_time) == (ada.id, "7", ada.create_time)
+    assert (now.full_name, now.HasField("delete_time")) == ("Ada", False)
+
+
 async def test_a_patch_merges_into_the_metadata_after_the_mask(parley: Client) -> None:
     ada = await parley.user("ada", metadata=struct(a={"x": 1, "y": 2}, b=1))
 
