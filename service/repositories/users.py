@@ -98,8 +98,12 @@ class Users(Repository):
 
     async def create(self, **columns: Any) -> Row:
         """Insert one, or raise AlreadyExists naming whoever has one of its unique names."""
+        now = func.statement_timestamp()
         row = await self._connection.row(
-            insert(users).values(**columns).on_conflict_do_nothing().returning(*users.columns)
+            insert(users)
+            .values(**columns, created_at=now, updated_at=now)
+            .on_conflict_do_nothing()
+            .returning(*users.columns)
         )
         if row is None:
             taken = await self._taken(columns)

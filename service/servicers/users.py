@@ -231,25 +231,28 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
 
         user_id, erased = await self._erase(asked)
         done = pb.PurgeUserResponse()
-        left_over: ParleyError | None = None
+        error: ParleyError | None = None
+        settled = 0
         until = time.monotonic() + PURGE_SECONDS
         async with self._store.snapshot() as snapshot:
             tied = await snapshot.conversations.tied_to(user_id, limit=PURGE_STEP + 1)
-        for number, conversation_id in enumerate(tied):
-            if number and (number == PURGE_STEP or time.monotonic() > until or call.abandoned):
-                return done
+        for number, conversation_id in enumerate(tied[:PURGE_STEP]):
+            if number and (time.monotonic() > until or not call.is_wanted()):
+                break
             try:
                 parting, purged = await self._part(
                     user_id, conversation_id, delete_shared=request.delete_shared_conversations
                 )
+            except (Aborted, Unavailable) as caught:
+                error = caught
+            else:
                 _count(done, parting, purged)
-            except (Aborted, Unavailable) as error:
-                left_over = error
+                settled += 1
         # An error says that nothing was done. What was is told, and the rest left for another call.
-        if left_over and not erased and done == pb.PurgeUserResponse():
-            raise left_over
+        if error and not erased and not settled:
+            raise error
 
-        done.done = left_over is None
+        done.done = settled == len(tied)
         return done
 
     async def SetPassword(
