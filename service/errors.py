@@ -87,7 +87,7 @@ REASONS: dict[str, str] = {
     "READ_PAST_END": "{field} is beyond the last message, number {last_sequence}.",
     "NOT_IMPLEMENTED": "{method} is part of the contract, but not served by this version yet.",
     # What is too much.
-    "RATE_LIMITED": "Too many {subject} in a minute: repeat the call later.",
+    "RATE_LIMITED": "Too many {subject}: repeat the call later.",
     "TOO_MANY_PASSWORDS": "Too many {subject} at once: repeat the call.",
     # What went wrong here.
     "CONFLICT": "The call met another one: repeat it.",

@@ -46,6 +46,9 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST_SECOND = int((datetime(1, 1, 1, tzinfo=UTC) - EPOCH).total_seconds())
 FINAL_SECOND = int((datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC) - EPOCH).total_seconds())
 
+# asyncpg stores these as infinities, which it then cannot read.
+INFINITIES = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
+
 # Letters and symbols by category, yet they show nothing.
 INVISIBLE_LETTERS = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 # They reorder the text around them: what a person reads is not what is stored.
@@ -262,7 +265,11 @@ class Fields:
         if not 0 <= value.nanos < 1_000_000_000:
             self.reject("INVALID_TIME", field, rule="nanos must lie between 0 and 999999999")
             return None
-        return EPOCH + timedelta(seconds=value.seconds, microseconds=value.nanos // 1000)
+        time = EPOCH + timedelta(seconds=value.seconds, microseconds=value.nanos // 1000)
+        if time in INFINITIES:
+            self.reject("INVALID_TIME", field, rule="it is the first or last of all moments")
+            return None
+        return time
 
     def sent_time(self, field: str, message: ProtoMessage) -> datetime | None:
         """When a message was said, elsewhere: not in the future, give or take five minutes."""

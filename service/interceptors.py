@@ -36,11 +36,13 @@ from service.errors import (
     Unknown,
 )
 from service.identity import Call, Scope
+from service.limits import CallRate
 from service.store import Store
 
 log = structlog.get_logger()
 
 DEFAULT_DEADLINE_SECONDS = 10.0
+MAX_CALLS = 1_000
 MAX_ATTEMPTS = 3
 # While draining: so long nobody must have called, and so long that is waited for at most.
 QUIET_SECONDS = 0.05
@@ -113,10 +115,14 @@ class Interceptors:
         gatekeeper: Gatekeeper,
         store: Store,
         *,
+        rate: CallRate | None = None,
+        max_calls: int = MAX_CALLS,
         default_deadline: float = DEFAULT_DEADLINE_SECONDS,
     ) -> None:
         self._gatekeeper = gatekeeper
         self._store = store
+        self._rate = rate or CallRate(0)
+        self._max_calls = max_calls
         self._default_deadline = default_deadline
         self._running: set[asyncio.Task[bytes]] = set()
         self._streams: set[asyncio.Task[None]] = set()
@@ -189,6 +195,9 @@ class Interceptors:
         A cancelled query would cost a pooled connection, and a write might be half told: the client
         is answered at once, the work ends as it must.
         """
+        # Those that nobody awaits any more count too: they are at work all the same.
+        if len(self._running) >= self._max_calls:
+            raise Unavailable("OVERLOADED")
         task = asyncio.create_task(self._do(work, method, raw, context.invocation_metadata()))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -211,6 +220,7 @@ class Interceptors:
         caller = await self._gatekeeper.authenticate(metadata)
         work.record["caller"] = caller.service
         request = _decode(method, raw)
+        self._rate.take(caller.service)
         for name in method.audited:
             if value := getattr(request, name):
                 work.record[name] = str(value)[:MAX_AUDITED]

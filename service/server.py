@@ -31,6 +31,7 @@ from service.embedded import EmbeddedPostgres
 from service.errors import Unavailable
 from service.identity import Scope
 from service.interceptors import Handlers, Interceptors
+from service.limits import CallRate
 from service.logs import text_of
 from service.lookups import Lookups
 from service.paging import PageTokens
@@ -99,7 +100,12 @@ class Server:
         store, page_tokens = self.store, self.page_tokens
         lookups = Lookups(store)
         sender = Sender(store)
-        self.interceptors = Interceptors(Gatekeeper(store, lookups), store)
+        self.interceptors = Interceptors(
+            Gatekeeper(store, lookups),
+            store,
+            rate=CallRate(self._settings.calls_per_second),
+            max_calls=self._settings.max_calls,
+        )
 
         services = [
             (

@@ -39,6 +39,12 @@ class Settings(BaseSettings):
         description="Listen beyond this machine without TLS, because something in front has it.",
     )
     pool_size: int = Field(10, ge=2, le=200, description="Database connections of this process.")
+    max_calls: int = Field(
+        1_000, ge=1, le=100_000, description="Calls at work at once; more are told OVERLOADED."
+    )
+    calls_per_second: float = Field(
+        0.0, ge=0, description="What one caller may ask of this process; 0: as much as it likes."
+    )
     drain_seconds: float = Field(
         20.0, ge=0, le=300, description="How long calls may go on after SIGTERM."
     )

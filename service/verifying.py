@@ -53,7 +53,7 @@ class Verifier:
                 raise ResourceExhausted(
                     "RATE_LIMITED",
                     retry_after=max(waits.values()),
-                    subject=f"failed passwords of one {whose}",
+                    subject=f"failed passwords of one {whose} in a minute",
                 )
             matches = await self._hasher.verify(user["password_hash"] if user else None, password)
             verified = matches and user is not None and _may_enter(user)

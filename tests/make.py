@@ -412,6 +412,7 @@ class Failure:
     violations: dict[str, str] = field(default_factory=dict)
     resource: tuple[str, str] | None = None
     precondition: str = ""
+    quota: str = ""
     retry_seconds: float | None = None
     trailers: dict[str, str | bytes] = field(default_factory=dict)
 
@@ -443,6 +444,9 @@ def failure_of(error: grpc.aio.AioRpcError) -> Failure:
         elif detail.Is(error_details_pb2.PreconditionFailure.DESCRIPTOR):
             broken = error_details_pb2.PreconditionFailure.FromString(detail.value)
             values["precondition"] = broken.violations[0].type
+        elif detail.Is(error_details_pb2.QuotaFailure.DESCRIPTOR):
+            quota = error_details_pb2.QuotaFailure.FromString(detail.value)
+            values["quota"] = quota.violations[0].subject
         elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
             retry = error_details_pb2.RetryInfo.FromString(detail.value)
             values["retry_seconds"] = retry.retry_delay.ToMilliseconds() / 1000

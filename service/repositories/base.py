@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
+from sqlalchemy import Connection as SyncConnection
 from sqlalchemy import Executable
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.pool import PoolProxiedConnection
 
 from service.models import Base
 
@@ -31,23 +34,30 @@ class Connection:
     statements that work on sets and are called all the time.
     """
 
-    def __init__(self, connection: AsyncConnection, driver: Any) -> None:
-        self._connection = connection
-        self._driver = driver
+    def __init__(self, engine: AsyncEngine, pooled: PoolProxiedConnection) -> None:
+        self._engine = engine
+        self._pooled = pooled
+        self._driver: Any = pooled.driver_connection
         # Whoever learns it from the transaction's last statement leaves it here, and saves the
         # store a round trip.
         self.mark: Mark | None = None
 
     async def rows(self, statement: Executable) -> Sequence[Row]:
-        result = await self._connection.execute(statement)
+        result = await self._built.execute(statement)
         return cast(Sequence[Row], result.mappings().all())
 
     async def row(self, statement: Executable) -> Row | None:
-        result = await self._connection.execute(statement)
+        result = await self._built.execute(statement)
         return cast(Row | None, result.mappings().first())
 
     async def execute(self, statement: Executable) -> None:
-        await self._connection.execute(statement)
+        await self._built.execute(statement)
+
+    @cached_property
+    def _built(self) -> AsyncConnection:
+        """SQLAlchemy's view of the connection, made where a statement is built with it."""
+        sync_engine = self._engine.sync_engine
+        return AsyncConnection(self._engine, SyncConnection(sync_engine, self._pooled))
 
     async def fetch(self, sql: str, *arguments: object) -> list[Row]:
         rows: list[Row] = await self._driver.fetch(sql, *arguments)
