@@ -19,12 +19,14 @@ PARTICIPANT = columns_of("participants", "p")
 # Absent rows leave everything of `p` NULL: `status` tells.
 OWN = ", ".join(f"p.{column.name}" for column in participants.columns if column.name != "user_id")
 
+# The row lock is a foreign key's own: whoever is live now is not purged before we commit.
 PEOPLE = f"""
 SELECT u.id AS user_id, u.username, u.kind, u.is_active AND u.deleted_at IS NULL AS usable,
        {OWN}, COALESCE({SEES}, false) AS sees
 FROM unnest($2::uuid[]) AS k(user_id)
 JOIN users u ON u.id = k.user_id
 LEFT JOIN participants p ON p.conversation_id = $1 AND p.user_id = k.user_id
+FOR KEY SHARE OF u
 """
 
 PRESENT = f"""

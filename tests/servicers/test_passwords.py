@@ -235,7 +235,7 @@ async def test_after_five_failures_in_a_minute_a_user_is_not_even_asked(
         assert (refused.code, refused.reason) == ("RESOURCE_EXHAUSTED", "RATE_LIMITED")
         assert refused.retry_seconds
         assert 50 < refused.retry_seconds <= 60
-        assert "failed passwords of one user" in refused.message
+        assert refused.quota == "failed passwords of one user in a minute"
     assert work == []
     assert (await parley.verify("secret", user_id="bob")).verified
 
@@ -309,7 +309,7 @@ async def test_a_caller_has_a_limit_too_which_is_no_other_callers(
     refused = await failure(shop.verify("secret", user_id="ada"))
 
     assert (refused.code, refused.reason) == ("RESOURCE_EXHAUSTED", "RATE_LIMITED")
-    assert "failed passwords of one caller" in refused.message
+    assert refused.quota == "failed passwords of one caller in a minute"
     assert (await parley.verify("secret", user_id="ada")).verified
 
 

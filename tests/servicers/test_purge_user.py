@@ -309,6 +309,35 @@ async def test_what_is_left_to_do_is_found_by_indexes(
             assert "Seq Scan" not in plan
 
 
+async def test_whoever_was_being_added_while_it_was_erased_is_taken_out_again(
+    parley: Client, database: asyncpg.Connection
+) -> None:
+    """The one who adds has seen that the user is live, and has yet to write it down."""
+    ada, bob = await parley.user("ada"), await parley.user("bob")
+    talk = await parley.conversation(bob)
+    async with database.transaction():
+        await database.execute("SELECT FROM conversations FOR UPDATE")
+        adding = asyncio.ensure_future(parley.acting_as(bob).add(talk, ada))
+        await until(lambda: waiting(database, 1))
+        await parley.delete_user(ada)
+        purging = asyncio.ensure_future(parley.purge_user(ada))
+        await asyncio.wait(
+            [purging, asyncio.ensure_future(until(lambda: waiting(database, 2)))],
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+
+    assert (await adding).user_id == ada.id
+    assert counts(await purging) == (0, 0, 0, 1)
+    assert (await parley.participant(talk, ada)).status == REMOVED
+    assert not await miscounted(database)
+
+
+async def waiting(database: asyncpg.Connection, count: int) -> bool:
+    """Whether so many wait for what somebody else holds."""
+    query = "SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted"
+    return bool(await database.fetchval(query) >= count)
+
+
 # In steps
 
 
@@ -414,7 +443,7 @@ async def test_kill_9_in_the_middle_of_a_purge_is_harmless(tmp_path: Path) -> No
         async with service.channel() as channel:
             parley = Client(channel, service.token)
             call = asyncio.ensure_future(parley.purge_user(ada))
-            await until(lambda: waits(database))
+            await until(lambda: waiting(database, 1))
             assert not call.done()
             service.kill()
             await failure(call)
@@ -439,12 +468,6 @@ async def test_kill_9_in_the_middle_of_a_purge_is_harmless(tmp_path: Path) -> No
         await database.close()
     finally:
         await service.stop()
-
-
-async def waits(database: asyncpg.Connection) -> bool:
-    """Whether somebody waits for what this connection holds."""
-    query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-    return bool(await database.fetchval(query))
 
 
 async def until(condition: Callable[[], Any]) -> None:
