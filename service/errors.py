@@ -68,6 +68,7 @@ REASONS: dict[str, str] = {
     "NOT_A_PARTICIPANT": "{field} does not name a joined participant of this conversation.",
     "ROLE_NOT_ALLOWED": "{field} is not allowed: {rule}.",
     "USER_INACTIVE": "{field} names a user that is deactivated or deleted.",
+    "USER_DELETED": "The user is deleted: undelete it first.",
     "CONVERSATION_DELETED": "The conversation is deleted: undelete it first.",
     "CONVERSATION_ARCHIVED": "The conversation is archived (is_active is false): reactivate it.",
     "DIRECT_CONVERSATION": "That is not possible in a direct conversation of two.",
@@ -84,8 +85,10 @@ REASONS: dict[str, str] = {
     "ETAG_MISMATCH": "The resource has changed: read it again and repeat with its etag.",
     "SEQUENCE_MISMATCH": "expected_last_sequence is stale: the last sequence is {last_sequence}.",
     "READ_PAST_END": "{field} is beyond the last message, number {last_sequence}.",
-    "RATE_LIMITED": "Too many {subject}: repeat the call later.",
     "NOT_IMPLEMENTED": "{method} is part of the contract, but not served by this version yet.",
+    # What is too much.
+    "RATE_LIMITED": "Too many {subject}: repeat the call later.",
+    "TOO_MANY_PASSWORDS": "Too many {subject} at once: repeat the call.",
     # What went wrong here.
     "CONFLICT": "The call met another one: repeat it.",
     "LOCK_TIMEOUT": "The conversation is busy: repeat the call.",

@@ -28,6 +28,7 @@ from service.rules import etags
 from service.rules.requests import RequestId
 
 MAX_CONTENT_BYTES = 256 * 1024
+MAX_PASSWORD_BYTES = 1_024
 MAX_METADATA_BYTES = 16 * 1024
 MAX_METADATA_DEPTH = 16
 MAX_METADATA_KEYS = 64
@@ -166,6 +167,16 @@ class Fields:
             return None
         if len(value) > 254 or not EMAIL.fullmatch(value) or any(map(_hidden, value)):
             self.reject("INVALID_EMAIL", field)
+        return value
+
+    def password(self, field: str, value: str) -> str:
+        """A password, byte for byte: 1 to 1,024 bytes of anything but NUL."""
+        if not value:
+            self.reject("REQUIRED", field)
+        elif len(value.encode()) > MAX_PASSWORD_BYTES:
+            self.reject("FIELD_TOO_LONG", field, limit=MAX_PASSWORD_BYTES, unit="bytes")
+        elif "\0" in value:
+            self.reject("INVALID_CHARACTER", field, rule="no NUL (U+0000)")
         return value
 
     def etag(self, field: str, value: str) -> str:

@@ -330,8 +330,11 @@ class Interceptors:
 
 
 def _audited(method: MethodDescriptor) -> tuple[str, ...]:
-    """The fields by which a mutation's request names things; of a read, none."""
-    if access_of(method).scope is Scope.READ:
+    """The fields by which a mutation's request names things; of a read, none.
+
+    Nor of a login: people type their password where their name belongs.
+    """
+    if access_of(method).scope in (Scope.READ, Scope.VERIFY_PASSWORD):
         return ()
     return tuple(name for name in AUDITED if name in method.input_type.fields_by_name)
 

@@ -50,6 +50,10 @@ class Lookups:
     async def user(self, reference: UUID | str) -> Row | None:
         return await self._users.submit(reference)
 
+    async def user_by_email(self, email: str) -> Row | None:
+        async with self._store.snapshot() as snapshot:
+            return await snapshot.users.find_by_email(email)
+
     async def user_id(self, reference: UUID | str | None) -> UUID | None:
         """The id by which to filter: one that nobody has, where nobody has that name."""
         if reference is None or isinstance(reference, UUID):

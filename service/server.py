@@ -36,6 +36,7 @@ from service.limits import CallRate
 from service.logs import text_of
 from service.lookups import Lookups
 from service.paging import PageTokens
+from service.passwords import Hasher
 from service.readiness import Readiness
 from service.reading import Reader
 from service.sending import Sender
@@ -45,6 +46,7 @@ from service.servicers.participants import ParticipantServicer
 from service.servicers.users import UserServicer
 from service.settings import ConfigurationError, Settings, require_private
 from service.store import Store
+from service.verifying import Verifier
 
 log = structlog.get_logger()
 
@@ -92,6 +94,8 @@ class Server:
         self._shares_port = shares_port
         self.store = Store(database_url, pool_size=settings.pool_size)
         self.page_tokens = PageTokens()
+        self.hasher = Hasher()
+        self.verifier = Verifier(self.store, self.hasher)
         # Known once bound and, where this machine alone can call, once the database has answered.
         self.address = settings.address
         self.token: str | None = None
@@ -112,7 +116,11 @@ class Server:
         )
 
         services = [
-            (user_pb2, "UserService", UserServicer(store, lookups)),
+            (
+                user_pb2,
+                "UserService",
+                UserServicer(store, lookups, page_tokens, self.hasher, self.verifier),
+            ),
             (
                 conversation_pb2,
                 "ConversationService",
@@ -203,6 +211,7 @@ class Server:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.hasher.close()
         await self.store.close()
 
     async def _revision(self) -> str | None:
@@ -216,6 +225,8 @@ class Server:
             await transaction.events.begin_era()
             key = await transaction.tokens.signing_key("page-tokens", secrets.token_bytes(32))
             self.page_tokens.use(key)
+            key = await transaction.tokens.signing_key("passwords", secrets.token_bytes(32))
+            self.verifier.use(key)
             if self.token:
                 key_id, secret = split_token(self.token)
                 await transaction.tokens.register(
@@ -231,6 +242,7 @@ class Server:
             try:
                 async with self.store.transaction() as transaction:
                     pruned = await transaction.requests.prune()
+                    await transaction.passwords.prune()
                 if pruned:
                     log.info("requests_pruned", count=pruned)
             except Exception as error:

@@ -37,6 +37,7 @@ from service.repositories.events import Events
 from service.repositories.invitations import Invitations
 from service.repositories.messages import Messages
 from service.repositories.participants import Participants
+from service.repositories.passwords import Passwords
 from service.repositories.requests import Requests
 from service.repositories.tokens import Tokens
 from service.repositories.users import Users
@@ -163,6 +164,10 @@ class Snapshot:
     @cached_property
     def events(self) -> Events:
         return Events(self.connection)
+
+    @cached_property
+    def passwords(self) -> Passwords:
+        return Passwords(self.connection)
 
     @cached_property
     def tokens(self) -> Tokens:

@@ -65,13 +65,13 @@ MATRIX = {
     "UserService/CreateUser": "ok",
     "UserService/GetUser": "ok ok ok ok ok ok ok ok ok",
     "UserService/BatchGetUsers": "ok ok ok ok ok ok ok ok ok",
-    "UserService/ListUsers": "UI",
-    "UserService/UpdateUser": "UI UI UI UI UI UI UI UI UI",
-    "UserService/DeleteUser": "UI",
-    "UserService/UndeleteUser": "UI",
-    "UserService/PurgeUser": "UI",
-    "UserService/SetPassword": "UI UI UI UI UI UI UI UI UI",
-    "UserService/VerifyPassword": "UI UI UI UI UI UI UI UI UI",
+    "UserService/ListUsers": "ok",
+    "UserService/UpdateUser": "PD PD PD PD PD PD PD ok ok",
+    "UserService/DeleteUser": "ok",
+    "UserService/UndeleteUser": "ok",
+    "UserService/PurgeUser": "ok",
+    "UserService/SetPassword": "PD PD PD PD PD PD PD ok ok",
+    "UserService/VerifyPassword": "ok ok ok ok ok ok ok ok ok",
     "ConversationService/CreateConversation": "ok ok ok ok ok ok ok ok ok",
     "ConversationService/GetOrCreateDirectConversation": "ok ok ok ok ok ok ok ok ok",
     "ConversationService/GetConversation": "NF ok ok ok ok ok ok ok ok",
@@ -233,6 +233,11 @@ def _own(name: str) -> Build:
     return lambda world, who: kind(conversation_id=world.conversation_id, user_id=_self(who, world))
 
 
+def _user(name: str) -> Build:
+    kind = getattr(user_pb2, name)
+    return lambda world, _: kind(user_id=world.id("fresh"))
+
+
 def _conversation(name: str, **values: Any) -> Build:
     kind = getattr(conversation_pb2, name)
     return lambda world, _: kind(conversation_id=world.conversation_id, **values)
@@ -251,6 +256,19 @@ REQUESTS: dict[str, Build] = {
     "UserService/GetUser": lambda world, _: user_pb2.GetUserRequest(user_id=world.id("owner")),
     "UserService/BatchGetUsers": lambda world, _: user_pb2.BatchGetUsersRequest(
         user_ids=[world.id("owner")]
+    ),
+    "UserService/UpdateUser": lambda world, _: user_pb2.UpdateUserRequest(
+        user_id=world.id("owner"), user=user_pb2.User(full_name="New")
+    ),
+    "UserService/DeleteUser": _user("DeleteUserRequest"),
+    "UserService/UndeleteUser": _user("UndeleteUserRequest"),
+    "UserService/PurgeUser": _user("PurgeUserRequest"),
+    "UserService/SetPassword": lambda world, _: user_pb2.SetPasswordRequest(
+        user_id=world.id("owner"), password="secret"
+    ),
+    # A wrong password is no error, unless there are too many for one login.
+    "UserService/VerifyPassword": lambda _, who: user_pb2.VerifyPasswordRequest(
+        user_id=f"nobody-{who}", password="secret"
     ),
     "ConversationService/CreateConversation": lambda world, who: (
         conversation_pb2.CreateConversationRequest(

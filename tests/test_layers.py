@@ -11,7 +11,7 @@ SERVICE = Path(__file__).parent.parent / "service"
 # Who may import whom: what stands on a floor below, or in one's own room. Lowest floor first.
 FLOORS = [
     {"domain", "errors", "settings"},
-    {"admin", "identity", "logs", "metrics"},
+    {"admin", "identity", "logs", "metrics", "passwords"},
     {"rules"},
     {
         "batcher",
@@ -27,7 +27,7 @@ FLOORS = [
     {"masks", "repositories"},
     {"store"},
     {"coalescer"},
-    {"lookups", "readiness", "reading", "sending", "wire"},
+    {"lookups", "readiness", "reading", "sending", "verifying", "wire"},
     {"access", "servicers"},
     {"interceptors", "tokens"},
     {"server"},
@@ -58,6 +58,10 @@ KNOWS = {
     "parley": (
         {"access", "importer", "server", "servicers", "wire"},
         "rules and repositories speak the domain's words; wire is where they meet protobuf",
+    ),
+    "argon2": (
+        {"passwords"},
+        "a hash takes a core and 19 MiB: all are made in its threads, never on the event loop",
     ),
     # Not a library: what ends a call.
     "abort": (

@@ -154,6 +154,7 @@ GOOD: dict[str, dict[str, Any]] = {
     },
     "events": {"conversation_id": TEA, "version": 2, "era": 1, "type": "MESSAGE_CREATED"},
     "requests": {"conversation_id": TEA, "key": b"k" * 16, "payload_hash": b"h" * 32},
+    "password_failures": {"key": b"k" * 32},
     "tokens": {"key_id": "new", "secret_hash": b"h" * 32, "service": "s", "scopes": ["read"]},
 }
 
@@ -193,6 +194,13 @@ BAD: list[tuple[str, str, dict[str, Any]]] = [
     ("ck_users_username_length", "users", {"username": "é" * 65}),
     ("ck_users_kind", "users", {"kind": "ROBOT"}),
     ("ck_users_metadata_object", "users", {"metadata": "[]"}),
+    # Who was purged is nobody, and nobody else is.
+    ("ck_users_purged", "users", {"username": None}),
+    ("ck_users_purged", "users", {"purged_at": NOW}),
+    *(
+        ("ck_users_purged", "users", {"username": None, "purged_at": NOW, name: "x"})
+        for name in ("email", "password_hash", "external_id")
+    ),
     ("pk_conversations", "conversations", {"id": TEA}),
     ("uq_conversations_slug", "conversations", {"slug": "tea"}),
     ("uq_conversations_external_id", "conversations", {"external_id": "x"}),
@@ -263,6 +271,7 @@ BAD: list[tuple[str, str, dict[str, Any]]] = [
     ("fk_requests_conversation_id", "requests", {"conversation_id": NOWHERE}),
     ("ck_requests_digests", "requests", {"key": b"0" * 15}),
     ("ck_requests_digests", "requests", {"payload_hash": b"0" * 33}),
+    ("ck_password_failures_key_length", "password_failures", {"key": b"ada"}),
     # Of a secret nothing is stored but its SHA-256, by mistake neither.
     ("ck_tokens_secret_hash_length", "tokens", {"secret_hash": b"the secret itself"}),
 ]
@@ -270,6 +279,7 @@ BAD: list[tuple[str, str, dict[str, Any]]] = [
 FINE: list[tuple[str, dict[str, Any]]] = [
     *((table, {}) for table in GOOD),
     ("users", {"username": "Ada"}),
+    ("users", {"username": None, "purged_at": NOW, "deleted_at": NOW}),
     ("users", {"username": "é" * 64, "email": "zoe@example.org"}),
     ("conversations", {"slug": "a" * 63}),
     ("participants", INVITED),
@@ -331,6 +341,7 @@ async def test_every_constraint_is_tried(database: asyncpg.Connection) -> None:
         # The same pair as the primary key, which speaks first; here for who looks up by user.
         "uq_participants_user_conversation",
         "pk_eras",
+        "pk_password_failures",
         "pk_signing_keys",
         "pk_tokens",
     }
@@ -449,7 +460,7 @@ async def test_the_relationships_can_be_walked(session: AsyncSession) -> None:
     assert (first.replies, second.replies) == ([second], [first])
     assert (first.parent, second.parent) == (None, first)
     assert (first.branches, second.branches) == ([second], [])
-    ada, bob = sorted(tea.participants, key=lambda each: each.user.username)
+    ada, bob = sorted(tea.participants, key=lambda each: each.user.username or "")
     assert (ada.user.username, bob.user.username) == ("ada", "bob")
     assert first.sender is second.sender is ada
     # Of this conversation alone, though she speaks in another one too.

@@ -5,6 +5,7 @@ from service.models.conversation import Conversation
 from service.models.event import Era, Event
 from service.models.message import Message
 from service.models.participant import Participant
+from service.models.password import PasswordFailure
 from service.models.request import Request
 from service.models.token import SigningKey, Token
 from service.models.user import User
@@ -16,6 +17,7 @@ __all__ = [
     "Event",
     "Message",
     "Participant",
+    "PasswordFailure",
     "Request",
     "SigningKey",
     "Token",

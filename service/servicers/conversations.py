@@ -12,7 +12,6 @@ from service import masks, paging, wire
 from service.coalescer import lock_of
 from service.domain import ParticipantRole
 from service.errors import (
-    FailedPrecondition,
     InvalidArgument,
     NotFound,
     ParleyError,
@@ -488,6 +487,8 @@ async def _make(transaction: Transaction, new: NewConversation, users: Users, ca
     )
     id: UUID = conversation["id"]
     people = await transaction.participants.people(id, [user_id for _, user_id in entrants])
+    for entrant, user_id in entrants:
+        require_usable(people[user_id], field=entrant.field)
 
     def changes(move: Move, message_id: UUID | None = None) -> list[Change]:
         made = (
@@ -530,8 +531,6 @@ def _identify(new: NewConversation, users: Users, call: Call) -> list[tuple[Entr
             if entrant is creator and call.actor and user["id"] != call.actor.id:
                 rule = f"{entrant.field} may name nobody but the actor itself"
                 raise PermissionDenied("PERMISSION_DENIED", rule=rule)
-            if user["deleted_at"] or not user["is_active"]:
-                raise FailedPrecondition("USER_INACTIVE", field=entrant.field)
             other = identified.setdefault(user["id"], entrant)
             if other not in (entrant, creator):
                 fields.reject("DUPLICATE", entrant.field, other=other.field)
