@@ -33,6 +33,7 @@ from service.repositories.base import Connection, Mark
 from service.repositories.conversations import Conversations
 from service.repositories.cursors import Cursors
 from service.repositories.events import Events
+from service.repositories.inbox import Inbox
 from service.repositories.invitations import Invitations
 from service.repositories.messages import Messages
 from service.repositories.participants import Participants
@@ -142,6 +143,10 @@ class Snapshot:
     @cached_property
     def participants(self) -> Participants:
         return Participants(self.connection)
+
+    @cached_property
+    def inbox(self) -> Inbox:
+        return Inbox(self.connection)
 
     @cached_property
     def invitations(self) -> Invitations:

@@ -54,6 +54,7 @@ FIND = f"""
 SELECT {columns_of("participants", "p")}, u.username, {UNREAD} AS unread_count
 FROM (SELECT DISTINCT * FROM unnest($1::uuid[], $2::uuid[]) AS k(conversation_id, user_id)) AS k
 JOIN participants p ON p.conversation_id = k.conversation_id AND p.user_id = k.user_id
+JOIN conversations c ON c.id = p.conversation_id
 JOIN users u ON u.id = p.user_id
 """
 
