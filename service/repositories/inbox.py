@@ -44,7 +44,11 @@ WITH line AS MATERIALIZED (
   SELECT * FROM (
     SELECT p.conversation_id, p.user_id, {ACTIVE} AS active_at
     FROM participants p
-    JOIN conversations c ON c.id = p.conversation_id
+    -- OFFSET 0: looked up one by one, rather than all conversations there are read once.
+    CROSS JOIN LATERAL (
+      SELECT {columns_of("conversations", "s")} FROM conversations s
+      WHERE s.id = p.conversation_id OFFSET 0
+    ) AS c
     CROSS JOIN LATERAL ({SEEN}) AS seen
     WHERE p.user_id = $1 AND p.status = ANY($6::text[]) AND {SEES} AND c.deleted_at IS NULL
       -- Whoever is not in it is not shown these, and must not find out by a filter.

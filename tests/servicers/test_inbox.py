@@ -521,7 +521,10 @@ async def test_whichever_measure_cuts_a_page_it_is_not_the_last(
         ({"statuses": [2, 0, 9]}, {"statuses[1]": "REQUIRED", "statuses[2]": "INVALID_ENUM_VALUE"}),
         ({"title_contains": "x" * 257}, {"title_contains": "FIELD_TOO_LONG"}),
         ({"title_contains": "a\nb"}, {"title_contains": "INVALID_CHARACTER"}),
-        ({"metadata_contains": struct(a=float("nan"))}, {"metadata_contains.a": "INVALID_METADATA"}),
+        (
+            {"metadata_contains": struct(a=float("nan"))},
+            {"metadata_contains.a": "INVALID_METADATA"},
+        ),
         ({"metadata_contains": struct(a="\0")}, {"metadata_contains.a": "INVALID_METADATA"}),
         ({"page_token": "x"}, {"page_token": "INVALID_PAGE_TOKEN"}),
         ({"page_token": "é"}, {"page_token": "INVALID_PAGE_TOKEN"}),
@@ -559,7 +562,7 @@ async def test_the_inbox_of_nobody_is_not_found(parley: Client, named: str) -> N
     refused = await failure(inbox(parley, user_id=named))
 
     assert (refused.code, refused.reason) == ("NOT_FOUND", "USER_NOT_FOUND")
-    assert refused.resource == ("user", named)
+    assert refused.resource == ("parley.v1.User", named)
 
 
 async def test_an_actor_sees_its_own_inbox_and_no_other(parley: Client) -> None:
@@ -638,9 +641,7 @@ async def settle(database: asyncpg.Connection, user: User, count: int) -> None:
     )
 
 
-async def grow(
-    database: asyncpg.Connection, talk: Conversation, sender: User, count: int
-) -> None:
+async def grow(database: asyncpg.Connection, talk: Conversation, sender: User, count: int) -> None:
     """So many messages of the sender in a conversation that has none."""
     await database.execute(
         """
