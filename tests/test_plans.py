@@ -180,11 +180,12 @@ class Plan:
     @property
     def rows_read(self) -> float:
         """How many rows were looked at, also in vain."""
-        return sum(
+        rows: float = sum(
             (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
             for node in self.nodes()
             if "Relation Name" in node
         )
+        return rows
 
     @property
     def pages_read(self) -> int:

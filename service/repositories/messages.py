@@ -1,4 +1,5 @@
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -11,7 +12,7 @@ from service.domain import EventType
 from service.models.base import HAS_METADATA
 from service.repositories.base import Mark, Repository, Row, columns_of, tables
 from service.repositories.events import Events, Fact
-from service.repositories.visibility import SEES, readable
+from service.repositories.visibility import IS_UNREAD, SEES, readable
 from service.rules.messages import Accepted, Append, Numbered, Outcome, Reference, State, decide
 
 messages = tables["messages"]
@@ -117,6 +118,38 @@ JOIN messages m ON m.conversation_id = k.conversation_id
 WHERE {readable("m", "k")}
 """
 
+# All that are there are told; of how many the contents are read, their size decides.
+FIND_MANY = f"""
+WITH k AS (
+  SELECT $4::bigint AS first_sequence, $5::bigint AS final_sequence, $6::uuid AS shown_message_id
+),
+found AS (
+  SELECT m.id, m.sequence,
+         sum(octet_length(m.content) + pg_column_size(m.metadata)) OVER (ORDER BY m.sequence)
+           - octet_length(m.content) - pg_column_size(m.metadata) AS size_before
+  FROM (
+    SELECT i.id FROM messages i WHERE i.conversation_id = $1 AND i.id = ANY($2::uuid[])
+    UNION
+    SELECT s.id FROM messages s WHERE s.conversation_id = $1 AND s.sequence = ANY($3::bigint[])
+  ) AS named
+  CROSS JOIN k
+  JOIN messages m ON m.conversation_id = $1 AND m.id = named.id
+  WHERE {readable("m", "k")}
+)
+SELECT f.id AS found_id, f.sequence AS found_sequence, {MESSAGE}
+FROM found f
+LEFT JOIN messages m ON m.conversation_id = $1 AND m.id = f.id AND f.size_before <= $7
+ORDER BY f.sequence
+"""
+
+# Walks over what is the user's own or deleted, and stops at the first that is not.
+FIRST_UNREAD = f"""
+SELECT (SELECT m.sequence FROM messages m WHERE {IS_UNREAD} ORDER BY m.sequence LIMIT 1) AS sequence
+FROM participants p
+JOIN conversations c ON c.id = p.conversation_id
+WHERE p.conversation_id = $1 AND p.user_id = $2
+"""
+
 # How the system sees a conversation, or somebody what is its own: whole.
 WHOLE = {"first_sequence": 1, "final_sequence": 2**63 - 1, "shown_message_id": None}
 
@@ -125,6 +158,15 @@ Key = tuple[Row, Reference]
 
 # When each accepted message was made, by (conversation, sequence).
 Times = dict[tuple[UUID, int], datetime]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Which messages of those asked for are there; of them by sequence, as many as fit."""
+
+    ids: frozenset[UUID]
+    sequences: frozenset[int]
+    rows: Sequence[Row]
 
 
 class Messages(Repository):
@@ -229,6 +271,36 @@ class Messages(Repository):
         for row in rows:
             found[row["position"] - 1] = row
         return found
+
+    async def find_many(
+        self, view: Row, *, ids: Sequence[UUID], sequences: Sequence[int], byte_limit: int
+    ) -> Found:
+        """Of these messages, those that the view's asker may read; each once.
+
+        Stops after the one whose content passes `byte_limit`.
+        """
+        rows = await self._connection.fetch(
+            FIND_MANY,
+            view["id"],
+            ids,
+            sequences,
+            view["first_sequence"],
+            view["final_sequence"],
+            view["shown_message_id"],
+            byte_limit,
+        )
+        return Found(
+            frozenset(row["found_id"] for row in rows),
+            frozenset(row["found_sequence"] for row in rows),
+            [row for row in rows if row["id"]],
+        )
+
+    async def first_unread(self, view: Row) -> int | None:
+        """The sequence of the first message that the view's asker has not read."""
+        rows = await self._connection.fetch(FIRST_UNREAD, view["id"], view["actor_id"])
+        sequence = rows[0]["sequence"] if rows else None
+        # What came after the view was made is not in it.
+        return sequence if sequence and sequence <= view["final_sequence"] else None
 
     async def delete(self, message: Row, *, after_version: int, actor_id: UUID | None) -> None:
         """Make it a tombstone; what it said stays beneath, and so does what it cost."""

@@ -2,22 +2,18 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 import pytest
 from google.protobuf.struct_pb2 import Struct
-from sqlalchemy import event
 
 from parley.v1 import conversation_pb2 as pb
 from parley.v1 import participant_pb2
-from service.repositories.inbox import LIST
-from service.server import Server
 
-from ..make import NOBODY, SYSTEM, USER, Client, Conversation, Participant, User, failure
+from ..make import NOBODY, SYSTEM, Client, Conversation, Participant, User, failure
 
 INVITED, JOINED = Participant.STATUS_INVITED, Participant.STATUS_JOINED
 DECLINED, REVOKED = Participant.STATUS_DECLINED, Participant.STATUS_REVOKED
@@ -402,7 +398,7 @@ async def test_what_becomes_active_meanwhile_is_shown_once_where_it_was(
     when = talks[0].create_time
     for n, talk in enumerate(talks):
         when.seconds += n + 1 - sent_long_ago * 1_000_000
-        sent = {"sent_time": when} if sent_long_ago else {}
+        sent: dict[str, Any] = {"sent_time": when} if sent_long_ago else {}
         await parley.message(talk, ada, **sent)
         when.seconds += sent_long_ago * 1_000_000
     own = parley.acting_as(ada)
