@@ -68,7 +68,8 @@ SELECT md5('talk ' || talk)::uuid, md5(talk || '/' || n)::uuid, n,
             WHEN n % 100 > 0 THEN md5('user ' || 2 + talk % 1999)::uuid END,
        CASE WHEN n % 100 > 0 THEN 'USER' ELSE 'SYSTEM' END,
        CASE WHEN n % 100 = 7 THEN 'FAILED' ELSE 'COMPLETE' END, 'line ' || n,
-       CASE WHEN n % 5000 = 3 THEN '{"rare": 1}'::jsonb ELSE '{}' END,
+       CASE WHEN n % 5000 = 77 THEN '{"rare": 1}'::jsonb
+            WHEN n % 10 = 3 THEN '{"common": 1}' ELSE '{}' END,
        CASE WHEN n % 10 = 0 THEN 'x/' || n END,
        '2024-01-01Z'::timestamptz + n * interval '1 minute',
        CASE WHEN n % 50 = 5 THEN now() END
@@ -126,7 +127,12 @@ class Recorder(Connection):
     def __init__(self) -> None:
         self.asked: list[tuple[str, Sequence[Any]]] = []
 
-    async def rows(self, statement: Executable) -> Sequence[Row]:
+    async def rows(
+        self,
+        statement: Executable,
+        *,
+        replan: bool = False,  # noqa: ARG002 - it plans nothing
+    ) -> Sequence[Row]:
         compiled: Any = statement.compile(  # type: ignore[attr-defined]
             dialect=DIALECT, compile_kwargs={"render_postcompile": True}
         )
@@ -143,7 +149,7 @@ def literal(value: Any) -> str:
     if value is None:
         return "NULL"
     if isinstance(value, list):
-        return "'{" + ",".join(map(str, value)) + "}'"
+        return "'{" + ",".join("NULL" if each is None else str(each) for each in value) + "}'"
     return "'" + str(value).replace("'", "''") + "'"
 
 
@@ -259,3 +265,303 @@ async def test_a_later_page_of_an_inbox_reads_what_was_said_since_the_first(
     assert not plan.walked, str(plan)
     # Of each of three rooms a thousand events, and a hundred messages.
     assert 3_000 < plan.rows_read < 2_300 + 3 * 1_101, str(plan)
+
+
+# ListMessages, BatchGetMessages
+
+
+def view(world: World) -> dict[str, Any]:
+    """How the user sees the room: whole."""
+    return {
+        "id": world.room,
+        "actor_id": world.ada,
+        "first_sequence": 1,
+        "final_sequence": 20_000,
+        "shown_message_id": None,
+    }
+
+
+def messages(world: World, **values: Any) -> Listing:
+    page = {"after": None, "descending": True, "limit": 50, "byte_limit": MIB, **values}
+    return lambda recorder: Messages(recorder).list(view(world), **page)
+
+
+WALK = "uq_messages_conversation_sequence"
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("values", "index", "rows"),
+    [
+        ({}, WALK, 51),
+        ({"after": 10_000}, WALK, 51),
+        ({"after": 10_000, "descending": False}, WALK, 51),
+        ({"external_id": "x/770"}, "uq_messages_external_id", 1),
+        # One message in a hundred: a walk that ends when the page is full.
+        ({"roles": ["SYSTEM"]}, WALK, 5_100),
+        ({"statuses": ["FAILED"]}, WALK, 5_100),
+        ({"created_after": START + timedelta(minutes=19_000)}, WALK, 51),
+        ({"created_before": START + timedelta(minutes=1_000), "descending": False}, WALK, 51),
+        # A walk over what is newer: within one conversation, and an index by time would cost every
+        # message sent.
+        ({"created_before": START + timedelta(minutes=1_000)}, WALK, 19_100),
+    ],
+    ids=str,
+)
+async def test_a_page_of_messages_is_a_walk_along_an_index(
+    world: World,
+    database: asyncpg.Connection,
+    mode: str,
+    values: dict[str, Any],
+    index: str,
+    rows: int,
+) -> None:
+    plan = await explain(database, mode, messages(world, **values))
+
+    assert index in plan.indexes, str(plan)
+    assert not plan.walked, str(plan)
+    assert plan.rows_read <= rows, str(plan)
+
+
+@BOTH
+async def test_one_senders_messages_are_read_and_no_others(
+    world: World, database: asyncpg.Connection, mode: str
+) -> None:
+    plan = await explain(database, mode, messages(world, sender_id=world.ada))
+
+    assert plan.indexes == {"ix_messages_sender"}, str(plan)
+    assert plan.rows_read == 40, str(plan)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "index"), [('{"rare": 1}', "ix_messages_metadata"), ('{"common": 1}', WALK)]
+)
+async def test_messages_are_found_by_rare_metadata_and_passed_over_for_common(
+    world: World, database: asyncpg.Connection, metadata: str, index: str
+) -> None:
+    """Always planned for these values: see `test_what_metadata_holds_decides_on_every_call`."""
+    listing = messages(world, metadata_contains=metadata)
+
+    plan = await explain(database, "force_custom_plan", listing)
+
+    assert index in plan.indexes, str(plan)
+    assert plan.rows_read <= 600, str(plan)
+
+
+@BOTH
+async def test_messages_are_found_by_their_keys(
+    world: World, database: asyncpg.Connection, mode: str
+) -> None:
+    """By the keys of one call, or of many calls that were gathered."""
+    sequences = list(range(1, 20_000, 50))
+    keys = [(view(world), n) for n in sequences]
+
+    batch = await explain(
+        database,
+        mode,
+        lambda recorder: Messages(recorder).find_many(
+            view(world), ids=[world.ada] * 100, sequences=sequences, byte_limit=MIB
+        ),
+    )
+    gathered = await explain(database, mode, lambda recorder: Messages(recorder).find(keys))
+
+    for plan in (batch, gathered):
+        assert not plan.walked, str(plan)
+        assert plan.rows_read <= 3 * len(sequences), str(plan)
+
+
+@BOTH
+async def test_the_first_unread_message_is_the_first_that_is_read(
+    world: World, database: asyncpg.Connection, mode: str
+) -> None:
+    plan = await explain(
+        database, mode, lambda recorder: Messages(recorder).first_unread(view(world))
+    )
+
+    assert not plan.walked, str(plan)
+    # The participant, the conversation, and an own message before.
+    assert plan.rows_read <= 4, str(plan)
+
+
+# ListParticipants, ListInvitations
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("values", "rows"),
+    [
+        ({}, 2_000),
+        ({"statuses": ["LEFT"]}, 1_000),
+        ({"roles": ["OWNER"]}, 1_000),
+        ({"after": (START + timedelta(minutes=4, seconds=900), UUID(int=0))}, 1_200),
+    ],
+    ids=str,
+)
+async def test_participants_are_read_with_their_conversation(
+    world: World, database: asyncpg.Connection, mode: str, values: dict[str, Any], rows: int
+) -> None:
+    """All thousand of them, in the order of whose rows there is no index: that is the most that
+    there may be. Half of all users are among them, so that it may be best to read those whole.
+    """
+    page = {"only_user_id": None, "statuses": ["INVITED", "JOINED"], "roles": [], "after": None}
+    page = {**page, "limit": 51, **values}
+
+    plan = await explain(
+        database, mode, lambda recorder: Participants(recorder).list(world.crowd, **page)
+    )
+
+    assert plan.indexes & {"pk_participants", "uq_participants_user_conversation"}, str(plan)
+    assert plan.walked <= {"users"}, str(plan)
+    assert plan.rows_read <= rows + 2_000 * len(plan.walked), str(plan)
+
+
+@BOTH
+async def test_who_sees_but_its_own_row_reads_but_that(
+    world: World, database: asyncpg.Connection, mode: str
+) -> None:
+    plan = await explain(
+        database,
+        mode,
+        lambda recorder: Participants(recorder).list(
+            world.room, only_user_id=world.ada, statuses=["JOINED"], roles=[], after=None, limit=51
+        ),
+    )
+
+    assert plan.rows_read <= 2, str(plan)
+
+
+@BOTH
+@pytest.mark.parametrize("after", [False, True], ids=["first page", "next page"])
+async def test_invitations_are_read_with_the_users_own_rows(
+    world: World, database: asyncpg.Connection, mode: str, after: bool
+) -> None:
+    """1,100 rows of its own; the conversations of the hundred that are invitations."""
+    place = (START + timedelta(minutes=1_050), world.room) if after else None
+
+    plan = await explain(
+        database,
+        mode,
+        lambda recorder: Invitations(recorder).list(
+            world.ada, after=place, limit=51, byte_limit=MIB
+        ),
+    )
+
+    assert "uq_participants_user_conversation" in plan.indexes, str(plan)
+    assert not plan.walked, str(plan)
+    assert plan.rows_read <= 1_500, str(plan)
+
+
+# ListConversations
+
+
+def conversations(**values: Any) -> Listing:
+    page = {"actor_id": None, "show_deleted": False, "after": None, "limit": 51, **values}
+    return lambda recorder: Conversations(recorder).list(**page)
+
+
+NEWEST = "ix_conversations_created_at_id"
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("values", "index", "rows"),
+    [
+        ({}, NEWEST, 51),
+        ({"show_deleted": True}, NEWEST, 51),
+        ({"after": (START + timedelta(minutes=500), UUID(int=0))}, NEWEST, 51),
+        ({"created_before": START + timedelta(minutes=1_000)}, NEWEST, 51),
+        ({"created_after": START + timedelta(minutes=19_999)}, NEWEST, 51),
+        # One in fifty: a walk that ends when the page is full.
+        ({"is_active": False}, NEWEST, 2_600),
+        ({"title_contains": "number 19"}, NEWEST, 1_500),
+        ({"external_id": "x/7"}, "uq_conversations_external_id", 1),
+    ],
+    ids=str,
+)
+async def test_a_page_of_conversations_is_a_walk_along_an_index(
+    world: World,
+    database: asyncpg.Connection,
+    mode: str,
+    values: dict[str, Any],
+    index: str,
+    rows: int,
+) -> None:
+    plan = await explain(database, mode, conversations(**values))
+
+    assert plan.indexes == {index}, str(plan)
+    assert not plan.walked, str(plan)
+    assert plan.rows_read <= rows, str(plan)
+
+
+@BOTH
+async def test_one_creators_conversations_are_read_and_no_others(
+    world: World, database: asyncpg.Connection, mode: str
+) -> None:
+    plan = await explain(database, mode, conversations(creator_id=world.ada))
+
+    assert plan.indexes == {"ix_conversations_creator"}, str(plan)
+    assert plan.rows_read == 10, str(plan)
+
+
+@BOTH
+@pytest.mark.parametrize("role", ["actor_id", "participant_id"])
+@pytest.mark.parametrize("filters", [{}, {"title_contains": "number 77"}, {"is_active": False}])
+async def test_one_users_conversations_are_found_by_its_own_rows(
+    world: World, database: asyncpg.Connection, mode: str, role: str, filters: dict[str, Any]
+) -> None:
+    """They are the oldest of all. What they are not found by is a walk from the newest on."""
+    plan = await explain(database, mode, conversations(**{role: world.ada}, **filters))
+
+    assert "uq_participants_user_conversation" in plan.indexes, str(plan)
+    assert NEWEST not in plan.indexes, str(plan)
+    # One in twenty is its own: then it may be best to read them all, in the order they lie in.
+    assert plan.walked <= {"conversations"}, str(plan)
+    assert plan.rows_read <= 2_200 + 20_000 * len(plan.walked), str(plan)
+
+
+@BOTH
+async def test_a_rare_title_is_looked_for_in_all_conversations(
+    world: World, database: asyncpg.Connection, mode: str
+) -> None:
+    """For the system alone, and once: there is no index of what titles hold. A user's own are
+    looked through as above."""
+    plan = await explain(database, mode, conversations(title_contains="number 77"))
+
+    assert plan.rows_read <= 20_000, str(plan)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "rows"), [('{"rare": 1}', 4), ('{"common": 1}', 2_000)], ids=["rare", "common"]
+)
+async def test_conversations_are_found_by_their_metadata(
+    world: World, database: asyncpg.Connection, metadata: str, rows: int
+) -> None:
+    listing = conversations(metadata_contains=metadata)
+
+    plan = await explain(database, "force_custom_plan", listing)
+
+    assert plan.indexes <= {"ix_conversations_metadata", NEWEST}, str(plan)
+    assert plan.rows_read <= rows, str(plan)
+
+
+async def test_what_metadata_holds_decides_on_every_call(world: World, server: Server) -> None:
+    """After five calls PostgreSQL would plan for all values alike, and read the whole room."""
+    async with server.store.snapshot() as snapshot:
+        for _ in range(8):
+            rows, _ = await snapshot.messages.list(
+                view(world),
+                after=None,
+                descending=True,
+                limit=50,
+                byte_limit=MIB,
+                metadata_contains='{"rare": 1}',
+            )
+            assert len(rows) == 4
+        (prepared,) = await snapshot.connection.fetch(
+            "SELECT generic_plans, custom_plans FROM pg_prepared_statements"
+            " WHERE statement LIKE '%messages%@>%' AND statement NOT LIKE '%pg_prepared%'"
+        )
+        (mode,) = await snapshot.connection.fetch("SHOW plan_cache_mode")
+
+    assert (prepared["generic_plans"], prepared["custom_plans"]) == (0, 8)
+    assert mode["plan_cache_mode"] == "auto"

@@ -38,9 +38,24 @@ class Connection:
         # store a round trip.
         self.mark: Mark | None = None
 
-    async def rows(self, statement: Executable) -> Sequence[Row]:
-        result = await self._connection.execute(statement)
-        return cast(Sequence[Row], result.mappings().all())
+    async def rows(self, statement: Executable, *, replan: bool = False) -> Sequence[Row]:
+        """With `replan`, by a plan for these very values.
+
+        The plan that PostgreSQL makes once for all calls, and prefers after the fifth, does not
+        know whether metadata is rare or common: on a conversation of 20,000 messages it took 7.5 ms
+        instead of 0.1. Costs two round trips.
+        """
+        if not replan:
+            result = await self._connection.execute(statement)
+            return cast(Sequence[Row], result.mappings().all())
+        await self._driver.execute("SET plan_cache_mode = force_custom_plan")
+        try:
+            rows = await self.rows(statement)
+        except Exception:  # A connection whose call was cancelled is not used again.
+            await self._driver.execute("RESET plan_cache_mode")
+            raise
+        await self._driver.execute("RESET plan_cache_mode")
+        return rows
 
     async def row(self, statement: Executable) -> Row | None:
         result = await self._connection.execute(statement)

@@ -118,22 +118,26 @@ JOIN messages m ON m.conversation_id = k.conversation_id
 WHERE {readable("m", "k")}
 """
 
-# All that are there are told; of how many the contents are read, their size decides.
+# All that are there are told; of how many the contents are read, their size decides. OFFSET 0: each
+# is looked up by its key. Planned for all calls at once, the conversation was read instead, and
+# searched again for each of its messages.
 FIND_MANY = f"""
 WITH k AS (
   SELECT $4::bigint AS first_sequence, $5::bigint AS final_sequence, $6::uuid AS shown_message_id
 ),
+named AS MATERIALIZED (
+  SELECT i.id FROM messages i WHERE i.conversation_id = $1 AND i.id = ANY($2::uuid[])
+  UNION
+  SELECT s.id FROM messages s WHERE s.conversation_id = $1 AND s.sequence = ANY($3::bigint[])
+),
 found AS (
-  SELECT m.id, m.sequence,
-         sum(octet_length(m.content) + pg_column_size(m.metadata)) OVER (ORDER BY m.sequence)
-           - octet_length(m.content) - pg_column_size(m.metadata) AS size_before
-  FROM (
-    SELECT i.id FROM messages i WHERE i.conversation_id = $1 AND i.id = ANY($2::uuid[])
-    UNION
-    SELECT s.id FROM messages s WHERE s.conversation_id = $1 AND s.sequence = ANY($3::bigint[])
-  ) AS named
+  SELECT m.id, m.sequence, sum(m.size) OVER (ORDER BY m.sequence) - m.size AS size_before
+  FROM named
   CROSS JOIN k
-  JOIN messages m ON m.conversation_id = $1 AND m.id = named.id
+  CROSS JOIN LATERAL (
+    SELECT m.id, m.sequence, octet_length(m.content) + pg_column_size(m.metadata) AS size
+    FROM messages m WHERE m.conversation_id = $1 AND m.id = named.id OFFSET 0
+  ) AS m
   WHERE {readable("m", "k")}
 )
 SELECT f.id AS found_id, f.sequence AS found_sequence, {MESSAGE}
@@ -403,7 +407,8 @@ class Messages(Repository):
         rows = await self._connection.rows(
             select(sized)
             .where(sized.c.total - sized.c.size <= byte_limit)
-            .order_by(sized.c.sequence.desc() if descending else sized.c.sequence)
+            .order_by(sized.c.sequence.desc() if descending else sized.c.sequence),
+            replan=metadata_contains != "{}",
         )
         more = len(rows) > limit or (len(rows) > 0 and len(rows) < rows[0]["found"])
         return rows[:limit], more
