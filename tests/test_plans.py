@@ -403,8 +403,14 @@ async def test_participants_are_read_with_their_conversation(
     """All thousand of them, in the order of whose rows there is no index: that is the most that
     there may be. Half of all users are among them, so that it may be best to read those whole.
     """
-    page = {"only_user_id": None, "statuses": ["INVITED", "JOINED"], "roles": [], "after": None}
-    page = {**page, "limit": 51, **values}
+    page: dict[str, Any] = {
+        "only_user_id": None,
+        "statuses": ["INVITED", "JOINED"],
+        "roles": [],
+        "after": None,
+        "limit": 51,
+        **values,
+    }
 
     plan = await explain(
         database, mode, lambda recorder: Participants(recorder).list(world.crowd, **page)

@@ -12,9 +12,9 @@ from service.repositories.visibility import END, LAST, SEES, SHOWN, UNREAD
 #
 # On later pages ($2 is when the first one was read, $3 the snapshot that it saw) a conversation
 # stands where it stood then, though it has new messages: otherwise it would jump over the pages to
-# come, and be missed. Its events tell which messages the first page saw. What was the latest of
-# them is looked for among the last hundred: only older messages brought in out of order, more than
-# that and after the latest, would hide it.
+# come, and be missed. Its events tell which messages the first page saw; a clock does not, since
+# what is older may commit later. The latest of them is looked for among the last hundred: only
+# older messages brought in out of order, more than that and after the latest, would hide it.
 ACTIVE = """
 CASE WHEN p.status <> 'JOINED' THEN p.status_at
      WHEN c.last_message_at > $2::timestamptz - interval '1 minute'

@@ -2,16 +2,21 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 import pytest
 from google.protobuf.struct_pb2 import Struct
+from sqlalchemy import event
 
 from parley.v1 import conversation_pb2 as pb
 from parley.v1 import participant_pb2
+from service.repositories.inbox import LIST
+from service.repositories.users import FIND as FIND_USERS
+from service.server import Server
 
 from ..make import NOBODY, SYSTEM, Client, Conversation, Participant, User, failure
 
@@ -618,6 +623,51 @@ async def test_a_page_token_grants_no_access(parley: Client) -> None:
 
 
 # Scale
+
+
+@contextmanager
+def statements(server: Server) -> Iterator[list[str]]:
+    """What the service asks of its database meanwhile, but for who its callers are."""
+    asked: list[str] = []
+
+    def note(query: Any) -> None:
+        if "FROM tokens" not in query.query:
+            asked.append(query.query)
+
+    def on_checkout(dbapi_connection: Any, *_: object) -> None:
+        # Adding it again adds nothing.
+        dbapi_connection.driver_connection.add_query_logger(note)
+
+    engine = server.store._engine.sync_engine
+    event.listen(engine, "checkout", on_checkout)
+    yield asked
+    event.remove(engine, "checkout", on_checkout)
+
+
+async def test_an_inbox_is_one_statement_whatever_is_in_it(
+    parley: Client, database: asyncpg.Connection, server: Server
+) -> None:
+    ada, bob = await parley.user("ada"), await parley.user("bob")
+    await settle(database, ada, 1_000)
+    rooms = [await parley.conversation(bob, ada) for _ in range(3)]
+    for room in rooms:
+        await grow(database, room, bob, 20_000)
+    own = parley.acting_as(ada)
+    first = await inbox(own, page_size=10)
+
+    for size in (1, 25, 1_000):
+        for token in ("", first.next_page_token):
+            with statements(server) as asked:
+                page = await inbox(own, page_size=size, page_token=token)
+            assert len(page.user_conversations) == min(size, 1_003 if not token else 993)
+            # Who the actor is, and its inbox.
+            assert asked == [FIND_USERS, LIST]
+
+    unread = {each.conversation.id: each.unread_count for each in first.user_conversations}
+    assert [unread[room.id] for room in rooms] == [1_000] * 3
+    assert [each.last_message.content for each in first.user_conversations[:3]] == [
+        "line 20000"
+    ] * 3
 
 
 async def settle(database: asyncpg.Connection, user: User, count: int) -> None:
