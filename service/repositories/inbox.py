@@ -7,59 +7,68 @@ from uuid import UUID
 from service.repositories.base import Repository, Row, columns_of, part
 from service.repositories.visibility import END, LAST, SEES, SHOWN, UNREAD
 
-# When a line was last active. Of a conversation that the user is not in now, what happens there is
-# not told, not even by its place: it stands where its invitation, leave or removal put it.
-#
-# On later pages ($2 is when the first one was read, $3 the snapshot that it saw) a conversation
-# stands where it stood then, though it has new messages: otherwise it would jump over the pages to
-# come, and be missed. Its events tell which messages the first page saw; a clock does not, since
-# what is older may commit later. The latest of them is looked for among the last hundred: only
-# older messages brought in out of order, more than that and after the latest, would hide it.
-ACTIVE = """
-CASE WHEN p.status <> 'JOINED' THEN p.status_at
-     WHEN c.last_message_at > $2::timestamptz - interval '1 minute'
-       THEN COALESCE(seen.active_at, c.created_at)
-     ELSE COALESCE(c.last_activity_at, c.created_at) END
-"""
+# The activity of what the first page saw of a conversation. Its events tell what that was; a clock
+# does not, since what is older may commit later. The latest is looked for among the last hundred
+# messages: only older ones brought in out of order, more than that and after it, would hide it.
 SEEN = """
-SELECT max(COALESCE(m.sent_at, m.created_at)) AS active_at
+SELECT max(COALESCE(m.sent_at, m.created_at))
 FROM (
   SELECT m.sent_at, m.created_at FROM messages m
   WHERE m.conversation_id = c.id AND m.sequence <= (
     SELECT e.sequence FROM events e
     WHERE e.conversation_id = c.id AND e.type = 'MESSAGE_CREATED'
-      AND pg_visible_in_snapshot(e.xid, $3::text::pg_snapshot)
+      AND pg_visible_in_snapshot(e.xid, k.snapshot::pg_snapshot)
     ORDER BY e.version DESC LIMIT 1
   )
-  -- Longer than any transaction lasts: one that is older is in the snapshot.
-  AND c.last_message_at > $2::timestamptz - interval '1 minute'
   ORDER BY m.sequence DESC LIMIT 100
 ) AS m
 """
 
+# When a line was last active. Of a conversation that the user is not in now, what happens there is
+# not told, not even by its place: it stands where its invitation, leave or removal put it.
+#
+# On later pages a conversation stands where the first one saw it, though it has new messages:
+# otherwise it would jump over the pages to come, and be missed. A minute is longer than any
+# transaction lasts: one that is older than that is certain to have been seen.
+ACTIVE = f"""
+CASE WHEN p.status <> 'JOINED' THEN p.status_at
+     WHEN c.last_message_at > k.read_at - interval '1 minute' THEN COALESCE(({SEEN}), c.created_at)
+     ELSE COALESCE(c.last_activity_at, c.created_at) END
+"""
+
 # Two passes: the first puts the user's conversations in order, the second reads what a page of them
 # shows. It sums up what they hold, so that no page leaves the database that is too big to send.
+#
+# MATERIALIZED: what is asked for is hidden from the planner. One plan serves for all, and it is not
+# made anew for each call, which took longer than most inboxes do.
 LIST = f"""
-WITH line AS MATERIALIZED (
-  SELECT * FROM (
+WITH k AS MATERIALIZED (
+  SELECT $1::uuid AS actor_id, $2::timestamptz AS read_at, $3::text AS snapshot,
+         $4::timestamptz AS active_at, $5::uuid AS conversation_id, $6::text[] AS statuses,
+         $7::bool AS is_active, $8::text::jsonb AS metadata, lower($9::text) AS title,
+         $10::bool AS unread_only, $11::bigint AS row_limit, $12::bigint AS byte_limit
+),
+line AS MATERIALIZED (
+  SELECT l.* FROM (
     SELECT p.conversation_id, p.user_id, {ACTIVE} AS active_at
-    FROM participants p
+    FROM k
+    JOIN participants p ON p.user_id = k.actor_id
     -- OFFSET 0: looked up one by one, rather than all conversations there are read once.
     CROSS JOIN LATERAL (
-      SELECT {columns_of("conversations", "s")} FROM conversations s
-      WHERE s.id = p.conversation_id OFFSET 0
+      SELECT s.id, s.title, s.is_active, s.metadata, s.last_sequence, s.last_activity_at,
+             s.last_message_at, s.created_at, s.deleted_at
+      FROM conversations s WHERE s.id = p.conversation_id OFFSET 0
     ) AS c
-    CROSS JOIN LATERAL ({SEEN}) AS seen
-    WHERE p.user_id = $1 AND p.status = ANY($6::text[]) AND {SEES} AND c.deleted_at IS NULL
+    WHERE p.status = ANY(k.statuses) AND {SEES} AND c.deleted_at IS NULL
       -- Whoever is not in it is not shown these, and must not find out by a filter.
-      AND ($7::bool IS NULL OR (p.status = 'JOINED' AND c.is_active = $7))
-      AND ($8::text = '{{}}' OR (p.status = 'JOINED' AND c.metadata @> $8::jsonb))
-      AND ($9::text = '' OR strpos(lower(c.title), lower($9)) > 0)
-      AND (NOT $10::bool OR {UNREAD} > 0)
-  ) AS ordered
-  WHERE $4::timestamptz IS NULL OR (active_at, conversation_id) < ($4, $5::uuid)
-  ORDER BY active_at DESC, conversation_id DESC
-  LIMIT $11
+      AND (k.is_active IS NULL OR (p.status = 'JOINED' AND c.is_active = k.is_active))
+      AND (k.metadata = '{{}}' OR (p.status = 'JOINED' AND c.metadata @> k.metadata))
+      AND (k.title = '' OR strpos(lower(c.title), k.title) > 0)
+      AND (NOT k.unread_only OR {UNREAD} > 0)
+  ) AS l, k
+  WHERE k.active_at IS NULL OR (l.active_at, l.conversation_id) < (k.active_at, k.conversation_id)
+  ORDER BY l.active_at DESC, l.conversation_id DESC
+  LIMIT (SELECT row_limit FROM k)
 )
 SELECT * FROM (
   SELECT *, sum(size) OVER (ORDER BY active_at DESC, conversation_id DESC) - size AS size_before,
@@ -74,8 +83,8 @@ SELECT * FROM (
            {UNREAD} AS unread_count,
            pg_column_size(c.metadata)
              + COALESCE(octet_length(m.content) + pg_column_size(m.metadata), 0) AS size
-    FROM line l
-    CROSS JOIN LATERAL (SELECT l.user_id AS actor_id) AS k
+    FROM k
+    CROSS JOIN line l
     JOIN participants p ON p.conversation_id = l.conversation_id AND p.user_id = l.user_id
     JOIN conversations c ON c.id = l.conversation_id
     JOIN users u ON u.id = l.user_id
@@ -85,7 +94,7 @@ SELECT * FROM (
     )
   ) AS page
 ) AS sized
-WHERE size_before <= $12
+WHERE size_before <= (SELECT byte_limit FROM k)
 ORDER BY active_at DESC, conversation_id DESC
 """
 
