@@ -52,8 +52,11 @@ line AS MATERIALIZED (
   SELECT l.* FROM (
     SELECT p.conversation_id, p.user_id, {ACTIVE} AS active_at
     FROM k
-    JOIN participants p ON p.user_id = k.actor_id
-    -- OFFSET 0: looked up one by one, rather than all conversations there are read once.
+    -- OFFSET 0: looked up one by one, whatever the planner believes of the tables.
+    CROSS JOIN LATERAL (
+      SELECT {columns_of("participants", "s")} FROM participants s
+      WHERE s.user_id = k.actor_id OFFSET 0
+    ) AS p
     CROSS JOIN LATERAL (
       SELECT s.id, s.title, s.is_active, s.metadata, s.last_sequence, s.last_activity_at,
              s.last_message_at, s.created_at, s.deleted_at
@@ -85,13 +88,22 @@ SELECT * FROM (
              + COALESCE(octet_length(m.content) + pg_column_size(m.metadata), 0) AS size
     FROM k
     CROSS JOIN line l
-    JOIN participants p ON p.conversation_id = l.conversation_id AND p.user_id = l.user_id
-    JOIN conversations c ON c.id = l.conversation_id
-    JOIN users u ON u.id = l.user_id
-    LEFT JOIN messages m ON m.conversation_id = l.conversation_id AND m.sequence = greatest(
-      CASE WHEN {END} >= p.visible_from_sequence THEN {END} END,
-      (SELECT s.sequence FROM messages s WHERE s.conversation_id = c.id AND s.id = {SHOWN})
-    )
+    CROSS JOIN LATERAL (
+      SELECT {columns_of("participants", "s")} FROM participants s
+      WHERE s.conversation_id = l.conversation_id AND s.user_id = l.user_id OFFSET 0
+    ) AS p
+    CROSS JOIN LATERAL (
+      SELECT {columns_of("conversations", "s")} FROM conversations s
+      WHERE s.id = l.conversation_id OFFSET 0
+    ) AS c
+    CROSS JOIN LATERAL (SELECT s.username FROM users s WHERE s.id = l.user_id OFFSET 0) AS u
+    LEFT JOIN LATERAL (
+      SELECT {columns_of("messages", "s")} FROM messages s
+      WHERE s.conversation_id = c.id AND s.sequence = greatest(
+        CASE WHEN {END} >= p.visible_from_sequence THEN {END} END,
+        (SELECT i.sequence FROM messages i WHERE i.conversation_id = c.id AND i.id = {SHOWN})
+      ) OFFSET 0
+    ) AS m ON true
   ) AS page
 ) AS sized
 WHERE size_before <= (SELECT byte_limit FROM k)

@@ -16,11 +16,19 @@ SELECT * FROM (
            {columns_of("messages", "m", prefix="message_")},
            COALESCE(octet_length(m.content) + pg_column_size(m.metadata), 0) AS size
     FROM participants p
-    JOIN users u ON u.id = p.user_id
-    JOIN conversations c ON c.id = p.conversation_id AND c.deleted_at IS NULL
-    LEFT JOIN users i ON i.id = p.invited_by_user_id
-    LEFT JOIN messages m ON m.conversation_id = p.conversation_id AND m.id = {SHOWN}
-    WHERE p.user_id = $1 AND p.status = 'INVITED'
+    -- OFFSET 0: looked up one by one, whatever the planner believes of the tables.
+    CROSS JOIN LATERAL (SELECT s.username FROM users s WHERE s.id = p.user_id OFFSET 0) AS u
+    CROSS JOIN LATERAL (
+      SELECT s.title, s.deleted_at FROM conversations s WHERE s.id = p.conversation_id OFFSET 0
+    ) AS c
+    LEFT JOIN LATERAL (
+      SELECT {columns_of("users", "s")} FROM users s WHERE s.id = p.invited_by_user_id OFFSET 0
+    ) AS i ON true
+    LEFT JOIN LATERAL (
+      SELECT {columns_of("messages", "s")} FROM messages s
+      WHERE s.conversation_id = p.conversation_id AND s.id = {SHOWN} OFFSET 0
+    ) AS m ON true
+    WHERE p.user_id = $1 AND p.status = 'INVITED' AND c.deleted_at IS NULL
       AND ($2::timestamptz IS NULL OR (p.status_at, p.conversation_id) < ($2, $3::uuid))
     ORDER BY p.status_at DESC, p.conversation_id DESC
     LIMIT $4

@@ -22,6 +22,10 @@ MESSAGE = columns_of("messages", "m")
 
 # Step 2 of the write protocol: all that the decisions need, one row a draft. Each part is a look-up
 # by a unique key.
+#
+# `(SELECT $1)` hides from the planner how many there are. Told that there is one, it finds a plan
+# for this call so much cheaper than the one for all that it makes it anew for each: 1.0 ms instead
+# of 0.4.
 LOAD = f"""
 SELECT k.position, c.id AS conversation_id, c.last_sequence, c.version, c.is_active, c.deleted_at,
        u.id AS user_id, u.kind, u.is_active AND u.deleted_at IS NULL AS usable,
@@ -38,8 +42,8 @@ SELECT k.position, c.id AS conversation_id, c.last_sequence, c.version, c.is_act
        (SELECT ROW(m.id, m.sequence) FROM messages m WHERE m.conversation_id = c.id
         AND m.id = k.parent_id) AS parent_by_id,
        uuidv7() AS new_id
-FROM unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::text[], $5::bigint[], $6::uuid[], $7::bigint[],
-            $8::uuid[]) WITH ORDINALITY
+FROM unnest((SELECT $1::uuid[]), $2::uuid[], $3::bytea[], $4::text[], $5::bigint[], $6::uuid[],
+            $7::bigint[], $8::uuid[]) WITH ORDINALITY
   AS k(conversation_id, user_id, request_key, external_id, reply_to_sequence, reply_to_id,
        parent_sequence, parent_id, position)
 LEFT JOIN conversations c ON c.id = k.conversation_id
@@ -49,7 +53,8 @@ LEFT JOIN requests r ON r.conversation_id = c.id AND r.key = k.request_key
 """
 
 # Step 4: everything in one statement. The clock is read here, under the lock, and never shows less
-# than it did for the conversation's last message.
+# than it did for the conversation's last message. ANY says what the joins say already: so that no
+# plan reads a table, be it as small as it may, to find the few rows that are to change.
 WRITE = """
 WITH now AS MATERIALIZED (SELECT clock_timestamp() AS at),
 draft AS MATERIALIZED (
@@ -60,7 +65,7 @@ draft AS MATERIALIZED (
     AS k(conversation_id, id, sequence, version, actor_id, sender_id, role, content, metadata,
          tokens_used, input_tokens, output_tokens, model, reply_to_message_id, parent_message_id,
          sent_at, external_id)
-  JOIN conversations c ON c.id = k.conversation_id
+  JOIN conversations c ON c.id = k.conversation_id AND c.id = ANY($1::uuid[])
   CROSS JOIN now
 ),
 stored AS (
@@ -82,13 +87,14 @@ counted AS (
                COALESCE(sum(tokens_used), 0) AS tokens_used, max(created_at) AS created_at,
                max(COALESCE(sent_at, created_at)) AS active_at
         FROM draft GROUP BY conversation_id) d
-  WHERE c.id = d.conversation_id
+  WHERE c.id = d.conversation_id AND c.id = ANY($1::uuid[])
 ),
 read AS (
   UPDATE participants p SET last_read_sequence = greatest(p.last_read_sequence, d.sequence)
   FROM (SELECT conversation_id, sender_id, max(sequence) AS sequence FROM draft
         WHERE sender_id IS NOT NULL GROUP BY conversation_id, sender_id) d
   WHERE p.conversation_id = d.conversation_id AND p.user_id = d.sender_id
+    AND p.conversation_id = ANY($1::uuid[]) AND p.user_id = ANY($6::uuid[])
 ),
 told AS (
   INSERT INTO events (conversation_id, version, era, type, committed_at, actor_id, sequence,
@@ -111,10 +117,14 @@ SELECT k.position, {MESSAGE}
 FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[], $6::uuid[])
   WITH ORDINALITY AS k(conversation_id, id, sequence, first_sequence, final_sequence,
                        shown_message_id, position)
-JOIN messages m ON m.conversation_id = k.conversation_id
-  AND m.id = COALESCE(k.id, (SELECT s.id FROM messages s
-                             WHERE s.conversation_id = k.conversation_id
-                               AND s.sequence = k.sequence))
+CROSS JOIN LATERAL (
+  SELECT {MESSAGE} FROM messages m
+  WHERE m.conversation_id = k.conversation_id
+    AND m.id = COALESCE(k.id, (SELECT s.id FROM messages s
+                               WHERE s.conversation_id = k.conversation_id
+                                 AND s.sequence = k.sequence))
+  OFFSET 0
+) AS m
 WHERE {readable("m", "k")}
 """
 
