@@ -9,7 +9,8 @@ from service.repositories.visibility import SHOWN
 # Sums up what the messages hold, so that no page leaves the database that is too big to send.
 LIST = f"""
 SELECT * FROM (
-  SELECT *, sum(size) OVER (ORDER BY status_at DESC, conversation_id DESC) - size AS size_before
+  SELECT *, sum(size) OVER (ORDER BY status_at DESC, conversation_id DESC) - size AS size_before,
+         count(*) OVER () AS found
   FROM (
     SELECT {columns_of("participants", "p")}, u.username, c.title AS conversation_title,
            {columns_of("users", "i", prefix="inviter_")},
@@ -52,15 +53,20 @@ class Invitation:
 class Invitations(Repository):
     async def list(
         self, user_id: UUID, *, after: tuple[datetime, UUID] | None, limit: int, byte_limit: int
-    ) -> Sequence[Invitation]:
-        """The user's pending invitations to conversations that are not deleted, newest first.
+    ) -> tuple[Sequence[Invitation], bool]:
+        """The user's pending invitations to conversations that are not deleted, newest first: at
+        most `limit`, and whether there are more.
 
         `after` is the (status_at, conversation_id) of the last one seen. Stops after the one whose
         message passes `byte_limit`.
         """
         at, conversation_id = after or (None, None)
-        rows = await self._connection.fetch(LIST, user_id, at, conversation_id, limit, byte_limit)
-        return [
+        rows = await self._connection.fetch(
+            LIST, user_id, at, conversation_id, limit + 1, byte_limit
+        )
+        more = len(rows) > limit or (len(rows) > 0 and len(rows) < rows[0]["found"])
+        found = [
             Invitation(row, row["conversation_title"], part(row, "inviter_"), part(row, "message_"))
-            for row in rows
+            for row in rows[:limit]
         ]
+        return found, more

@@ -332,16 +332,16 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
         binding = paging.binding(call, request)
         position = self._page_tokens.open(request.page_token, binding)
         async with self._store.snapshot() as snapshot:
-            found = await snapshot.invitations.list(
+            found, more = await snapshot.invitations.list(
                 user_id,
                 after=paging.time_and_id(position),
-                limit=limit + 1,
+                limit=limit,
                 byte_limit=paging.MAX_RESPONSE_BYTES,
             )
 
-        invitations = paging.cut(map(wire.invitation, found[:limit]))
+        invitations = paging.cut(map(wire.invitation, found))
         response = pb.ListInvitationsResponse(invitations=invitations)
-        if len(invitations) < len(found):
+        if more or len(invitations) < len(found):
             last = found[len(invitations) - 1].participant
             response.next_page_token = self._page_tokens.seal(
                 paging.place(last["status_at"], last["conversation_id"]), binding
