@@ -137,6 +137,8 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix=".bench-", dir=ROOT))
     try:
         load = build_load(folder)
+        for name in ("small", "large"):
+            (folder / name).mkdir()
         os.sched_setaffinity(0, AROUND)
         asyncio.run(bench(folder, load, given))
     finally:
@@ -174,7 +176,6 @@ async def bench(folder: Path, load: Path, given: argparse.Namespace) -> None:
 @asynccontextmanager
 async def archive(folder: Path, messages: int) -> AsyncIterator[Archive]:
     """A server that holds so many messages already."""
-    folder.mkdir()
     data = folder / "data"
     url = EmbeddedPostgres(data).url.replace("+asyncpg", "")
     token = development_token(data / "token")
@@ -264,8 +265,8 @@ async def vacuumed(where: Archive) -> str:
     await where.database.execute("SELECT pg_stat_force_next_flush()")
     after = await where.database.fetchval(dead)
     return (
-        f"After one message in a hundred was changed at once, {before:,} dead rows lay in the table; "
-        f"`VACUUM messages` took {seconds:.1f} s and left {after:,}."
+        f"After one message in a hundred was changed at once, {before:,} dead rows lay in the "
+        f"table; `VACUUM messages` took {seconds:.1f} s and left {after:,}."
     )
 
 
@@ -291,8 +292,8 @@ def report(
         f"{large.messages // MESSAGES:,} conversations, against {small.messages:,} in "
         f"{small.messages // MESSAGES:,}, on {os.cpu_count()} cores and "
         f"{psutil.virtual_memory().total / 2**30:.0f} GiB. The texts are {corpus.name()}, of which "
-        f"{TEXTS:,} different ones; one call at a time, {given.rounds} runs of {given.seconds:.0f} s "
-        "each, in turns, medians.",
+        f"{TEXTS:,} different ones; one call at a time, {given.rounds} runs of "
+        f"{given.seconds:.0f} s each, in turns, medians.",
         "",
         f"| call | p50 of {small.messages:,} | of {large.messages:,} | ratio | "
         "PostgreSQL's CPU µs | of the large one |",

@@ -254,6 +254,18 @@ class Fields:
             self.reject("OUT_OF_BOUNDS", field, min=0, max=2**31 - 1)
         return value
 
+    def within(self, field: str, value: int, *, low: int, high: int) -> int:
+        """A number from `low` to `high`."""
+        if not low <= value <= high:
+            self.reject("OUT_OF_BOUNDS", field, min=low, max=high)
+        return value
+
+    def sequences(self, field: str, values: Iterable[int]) -> list[int]:
+        """The numbers of messages, each once."""
+        for n, value in enumerate(values):
+            self.within(f"{field}[{n}]", value, low=1, high=2**63 - 1)
+        return list(dict.fromkeys(values))
+
     def time(self, field: str, message: ProtoMessage, name: str) -> datetime | None:
         """A Timestamp between the years 1 and 9999, to the microsecond; None where absent."""
         if not message.HasField(name):

@@ -61,6 +61,17 @@ class Lookups:
         row = await self.user(reference)
         return row["id"] if row else UUID(int=0)
 
+    async def own_id(self, user: UUID | str | None, call: Call, *, of: str) -> UUID | None:
+        """Whom a call about oneself is about: the actor; from the system, whoever it names, if
+        there is somebody of that name.
+        """
+        if call.actor:
+            if user and await self.user_id(user) != call.actor.id:
+                raise PermissionDenied("PERMISSION_DENIED", rule=f"an actor sees its own {of} only")
+            return call.actor.id
+        row = await self.user(user) if user else None
+        return row["id"] if row else None
+
     async def users(self, references: Sequence[UUID | str]) -> list[Row | None]:
         """The users behind many references of one call, in order."""
         async with self._store.snapshot() as snapshot:

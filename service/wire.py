@@ -22,6 +22,7 @@ from service.domain import (
 from service.fields import EPOCH, Fields
 from service.identity import Actor
 from service.repositories.base import Row
+from service.repositories.inbox import Line
 from service.repositories.invitations import Invitation
 from service.rules.etags import current_etag, etag_of
 from service.rules.messages import Draft, Numbered
@@ -129,6 +130,15 @@ def invitation(invited: Invitation) -> participant_pb2.Invitation:
         conversation_title=invited.conversation_title,
         inviter=other_user(invited.inviter) if invited.inviter else None,
         initial_message=message(invited.message) if invited.message else None,
+    )
+
+
+def user_conversation(line: Line) -> conversation_pb2.UserConversation:
+    return conversation_pb2.UserConversation(
+        conversation=conversation(line.conversation),
+        participant=participant(line.participant),
+        last_message=message(line.last_message) if line.last_message else None,
+        unread_count=line.unread_count,
     )
 
 

@@ -76,7 +76,7 @@ MATRIX = {
     "ConversationService/GetOrCreateDirectConversation": "ok ok ok ok ok ok ok ok ok",
     "ConversationService/GetConversation": "NF ok ok ok ok ok ok ok ok",
     "ConversationService/ListConversations": "ok ok ok ok ok ok ok ok ok",
-    "ConversationService/ListUserConversations": "UI UI UI UI UI UI UI UI UI",
+    "ConversationService/ListUserConversations": "ok ok ok ok ok ok ok ok ok",
     "ConversationService/UpdateConversation": "NF PD PD PD PD PD ok ok ok",
     "ConversationService/DeleteConversation": "NF PD PD PD PD PD PD ok ok",
     "ConversationService/UndeleteConversation": "NF PD PD PD PD PD PD ok ok",
@@ -96,7 +96,7 @@ MATRIX = {
     "MessageService/SendMessage": "NF PD PD PD PD ok ok ok ok",
     "MessageService/BatchSendMessages": "NF PD PD PD PD ok ok ok ok",
     "MessageService/GetMessage": "NF NF ok ok ok ok ok ok ok",
-    "MessageService/BatchGetMessages": "UI UI UI UI UI UI UI UI UI",
+    "MessageService/BatchGetMessages": "NF ok ok ok ok ok ok ok ok",
     "MessageService/ListMessages": "NF PD ok ok ok ok ok ok ok",
     "MessageService/SearchMessages": "UI UI UI UI UI UI UI UI UI",
     "MessageService/UpdateMessage": "UI UI UI UI UI UI UI UI UI",
@@ -281,6 +281,9 @@ REQUESTS: dict[str, Build] = {
         )
     ),
     "ConversationService/GetConversation": _conversation("GetConversationRequest"),
+    "ConversationService/ListUserConversations": lambda world, who: (
+        conversation_pb2.ListUserConversationsRequest(user_id=_self(who, world))
+    ),
     "ConversationService/UpdateConversation": _conversation(
         "UpdateConversationRequest", conversation=conversation_pb2.Conversation(title="New")
     ),
@@ -324,6 +327,7 @@ REQUESTS: dict[str, Build] = {
         ],
     ),
     "MessageService/GetMessage": _message("GetMessageRequest", sequence=1),
+    "MessageService/BatchGetMessages": _message("BatchGetMessagesRequest", sequences=[1]),
     "MessageService/ListMessages": _message("ListMessagesRequest"),
     "MessageService/DeleteMessage": _message("DeleteMessageRequest", sequence=1),
     "MessageService/UndeleteMessage": _message("UndeleteMessageRequest", sequence=1),

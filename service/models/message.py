@@ -147,6 +147,13 @@ class Message(Base, Timestamped, SoftDeleted):
             "parent_message_id",
             postgresql_where=text("parent_message_id IS NOT NULL"),
         ),
+        # Deleted messages are few, and count as no unread ones.
+        Index(
+            "ix_messages_deleted",
+            "conversation_id",
+            "sequence",
+            postgresql_where=text("deleted_at IS NOT NULL"),
+        ),
         Index(
             "ix_messages_deleted_by_user_id",
             "deleted_by_user_id",

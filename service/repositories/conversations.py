@@ -266,6 +266,12 @@ class Conversations(Repository):
             statement = statement.where(c.deleted_at.is_(None))
         elif actor_id is not None:
             statement = statement.where(or_(c.deleted_at.is_(None), p.role == "OWNER"))
+        place = (c.created_at.desc(), c.id.desc())
+        if actor_id is not None or participant_id:
+            # OFFSET 0: one user's conversations are read and put in order. Otherwise all there are
+            # may be walked through, newest first, for those of somebody who has only old ones.
+            own = statement.offset(0).subquery("own")
+            statement, place = select(own), (own.c.created_at.desc(), own.c.id.desc())
         return await self._connection.rows(
-            statement.order_by(c.created_at.desc(), c.id.desc()).limit(limit)
+            statement.order_by(*place).limit(limit), replan=metadata_contains != "{}"
         )

@@ -1,4 +1,5 @@
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -9,7 +10,7 @@ from service.domain import EventType
 from service.models.base import HAS_METADATA
 from service.repositories.base import Mark, Repository, Row, columns_of, tables
 from service.repositories.events import Events, Fact
-from service.repositories.visibility import SEES, readable
+from service.repositories.visibility import IS_UNREAD, SEES, readable
 from service.rules.messages import Accepted, Append, Numbered, Outcome, Reference, State, decide
 
 messages = tables["messages"]
@@ -19,6 +20,10 @@ MESSAGE = columns_of("messages", "m")
 
 # Step 2 of the write protocol: all that the decisions need, one row a draft. Each part is a look-up
 # by a unique key.
+#
+# `(SELECT $1)` hides from the planner how many there are. Told that there is one, it finds a plan
+# for this call so much cheaper than the one for all that it makes it anew for each: 1.0 ms instead
+# of 0.4.
 LOAD = f"""
 SELECT k.position, c.id AS conversation_id, c.last_sequence, c.version, c.is_active, c.deleted_at,
        u.id AS user_id, u.kind, u.is_active AND u.deleted_at IS NULL AS usable,
@@ -35,8 +40,8 @@ SELECT k.position, c.id AS conversation_id, c.last_sequence, c.version, c.is_act
        (SELECT ROW(m.id, m.sequence) FROM messages m WHERE m.conversation_id = c.id
         AND m.id = k.parent_id) AS parent_by_id,
        uuidv7() AS new_id
-FROM unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::text[], $5::bigint[], $6::uuid[], $7::bigint[],
-            $8::uuid[]) WITH ORDINALITY
+FROM unnest((SELECT $1::uuid[]), $2::uuid[], $3::bytea[], $4::text[], $5::bigint[], $6::uuid[],
+            $7::bigint[], $8::uuid[]) WITH ORDINALITY
   AS k(conversation_id, user_id, request_key, external_id, reply_to_sequence, reply_to_id,
        parent_sequence, parent_id, position)
 LEFT JOIN conversations c ON c.id = k.conversation_id
@@ -46,7 +51,8 @@ LEFT JOIN requests r ON r.conversation_id = c.id AND r.key = k.request_key
 """
 
 # Step 4: everything in one statement. The clock is read here, under the lock, and never shows less
-# than it did for the conversation's last message.
+# than it did for the conversation's last message. ANY says what the joins say already: so that no
+# plan reads a table, be it as small as it may, to find the few rows that are to change.
 WRITE = """
 WITH now AS MATERIALIZED (SELECT clock_timestamp() AS at),
 draft AS MATERIALIZED (
@@ -57,7 +63,7 @@ draft AS MATERIALIZED (
     AS k(conversation_id, id, sequence, version, actor_id, sender_id, role, content, metadata,
          tokens_used, input_tokens, output_tokens, model, reply_to_message_id, parent_message_id,
          sent_at, external_id)
-  JOIN conversations c ON c.id = k.conversation_id
+  JOIN conversations c ON c.id = k.conversation_id AND c.id = ANY($1::uuid[])
   CROSS JOIN now
 ),
 stored AS (
@@ -79,13 +85,14 @@ counted AS (
                COALESCE(sum(tokens_used), 0) AS tokens_used, max(created_at) AS created_at,
                max(COALESCE(sent_at, created_at)) AS active_at
         FROM draft GROUP BY conversation_id) d
-  WHERE c.id = d.conversation_id
+  WHERE c.id = d.conversation_id AND c.id = ANY($1::uuid[])
 ),
 read AS (
   UPDATE participants p SET last_read_sequence = greatest(p.last_read_sequence, d.sequence)
   FROM (SELECT conversation_id, sender_id, max(sequence) AS sequence FROM draft
         WHERE sender_id IS NOT NULL GROUP BY conversation_id, sender_id) d
   WHERE p.conversation_id = d.conversation_id AND p.user_id = d.sender_id
+    AND p.conversation_id = ANY($1::uuid[]) AND p.user_id = ANY($6::uuid[])
 ),
 told AS (
   INSERT INTO events (conversation_id, version, era, type, committed_at, actor_id, sequence,
@@ -108,11 +115,51 @@ SELECT k.position, {MESSAGE}
 FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[], $6::uuid[])
   WITH ORDINALITY AS k(conversation_id, id, sequence, first_sequence, final_sequence,
                        shown_message_id, position)
-JOIN messages m ON m.conversation_id = k.conversation_id
-  AND m.id = COALESCE(k.id, (SELECT s.id FROM messages s
-                             WHERE s.conversation_id = k.conversation_id
-                               AND s.sequence = k.sequence))
+CROSS JOIN LATERAL (
+  SELECT {MESSAGE} FROM messages m
+  WHERE m.conversation_id = k.conversation_id
+    AND m.id = COALESCE(k.id, (SELECT s.id FROM messages s
+                               WHERE s.conversation_id = k.conversation_id
+                                 AND s.sequence = k.sequence))
+  OFFSET 0
+) AS m
 WHERE {readable("m", "k")}
+"""
+
+# All that are there are told; of how many the contents are read, their size decides. OFFSET 0: each
+# is looked up by its key. Planned for all calls at once, the conversation was read instead, and
+# searched again for each of its messages.
+FIND_MANY = f"""
+WITH k AS (
+  SELECT $4::bigint AS first_sequence, $5::bigint AS final_sequence, $6::uuid AS shown_message_id
+),
+named AS MATERIALIZED (
+  SELECT i.id FROM messages i WHERE i.conversation_id = $1 AND i.id = ANY($2::uuid[])
+  UNION
+  SELECT s.id FROM messages s WHERE s.conversation_id = $1 AND s.sequence = ANY($3::bigint[])
+),
+found AS (
+  SELECT m.id, m.sequence, sum(m.size) OVER (ORDER BY m.sequence) - m.size AS size_before
+  FROM named
+  CROSS JOIN k
+  CROSS JOIN LATERAL (
+    SELECT m.id, m.sequence, octet_length(m.content) + pg_column_size(m.metadata) AS size
+    FROM messages m WHERE m.conversation_id = $1 AND m.id = named.id OFFSET 0
+  ) AS m
+  WHERE {readable("m", "k")}
+)
+SELECT f.id AS found_id, f.sequence AS found_sequence, {MESSAGE}
+FROM found f
+LEFT JOIN messages m ON m.conversation_id = $1 AND m.id = f.id AND f.size_before <= $7
+ORDER BY f.sequence
+"""
+
+# Walks over what is the user's own or deleted, and stops at the first that is not.
+FIRST_UNREAD = f"""
+SELECT (SELECT m.sequence FROM messages m WHERE {IS_UNREAD} ORDER BY m.sequence LIMIT 1) AS sequence
+FROM participants p
+JOIN conversations c ON c.id = p.conversation_id
+WHERE p.conversation_id = $1 AND p.user_id = $2
 """
 
 # Put together as text: for SQLAlchemy to build it took ten times as long as to run it.
@@ -133,6 +180,15 @@ Key = tuple[Row, Reference]
 
 # When each accepted message was made, by (conversation, sequence).
 Times = dict[tuple[UUID, int], datetime]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Which messages of those asked for are there; of them by sequence, as many as fit."""
+
+    ids: frozenset[UUID]
+    sequences: frozenset[int]
+    rows: Sequence[Row]
 
 
 class Messages(Repository):
@@ -238,6 +294,36 @@ class Messages(Repository):
             found[row["position"] - 1] = row
         return found
 
+    async def find_many(
+        self, view: Row, *, ids: Sequence[UUID], sequences: Sequence[int], byte_limit: int
+    ) -> Found:
+        """Of these messages, those that the view's asker may read; each once.
+
+        Stops after the one whose content passes `byte_limit`.
+        """
+        rows = await self._connection.fetch(
+            FIND_MANY,
+            view["id"],
+            ids,
+            sequences,
+            view["first_sequence"],
+            view["final_sequence"],
+            view["shown_message_id"],
+            byte_limit,
+        )
+        return Found(
+            frozenset(row["found_id"] for row in rows),
+            frozenset(row["found_sequence"] for row in rows),
+            [row for row in rows if row["id"]],
+        )
+
+    async def first_unread(self, view: Row) -> int | None:
+        """The sequence of the first message that the view's asker has not read."""
+        rows = await self._connection.fetch(FIRST_UNREAD, view["id"], view["actor_id"])
+        sequence = rows[0]["sequence"] if rows else None
+        # What came after the view was made is not in it.
+        return sequence if sequence and sequence <= view["final_sequence"] else None
+
     async def delete(self, message: Row, *, after_version: int, actor_id: UUID | None) -> None:
         """Make it a tombstone; what it said stays beneath, and so does what it cost."""
         mark = {"deleted_at": func.clock_timestamp(), "deleted_by_user_id": actor_id}
@@ -334,7 +420,7 @@ class Messages(Repository):
             limit=given(limit + 1),
             byte_limit=given(byte_limit),
         )
-        rows = await self._connection.fetch(sql, *arguments)
+        rows = await self._connection.fetch(sql, *arguments, replan=metadata_contains != "{}")
         more = len(rows) > limit or (len(rows) > 0 and len(rows) < rows[0]["found"])
         return rows[:limit], more
 

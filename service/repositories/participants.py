@@ -24,7 +24,7 @@ PEOPLE = f"""
 SELECT u.id AS user_id, u.username, u.kind, u.is_active AND u.deleted_at IS NULL AS usable,
        {OWN}, COALESCE({SEES}, false) AS sees
 FROM unnest($2::uuid[]) AS k(user_id)
-JOIN users u ON u.id = k.user_id
+JOIN users u ON u.id = k.user_id AND u.id = ANY($2::uuid[])
 LEFT JOIN participants p ON p.conversation_id = $1 AND p.user_id = k.user_id
 FOR KEY SHARE OF u
 """

@@ -17,7 +17,10 @@ users = tables["users"]
 FIND = f"""
 SELECT k.position, {columns_of("users", "u")}
 FROM unnest($1::uuid[], $2::text[]) WITH ORDINALITY AS k(id, username, position)
-JOIN users u ON u.id = COALESCE(k.id, (SELECT n.id FROM users n WHERE n.username = k.username))
+CROSS JOIN LATERAL (
+  SELECT {columns_of("users", "u")} FROM users u
+  WHERE u.id = COALESCE(k.id, (SELECT n.id FROM users n WHERE n.username = k.username)) OFFSET 0
+) AS u
 WHERE u.purged_at IS NULL OR $3
 """
 

@@ -1,5 +1,6 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from typing import Any
 from uuid import UUID
 
 from parley.v1 import message_pb2 as pb
@@ -7,7 +8,7 @@ from parley.v1 import message_pb2_grpc
 from service import paging, wire
 from service.coalescer import lock_of
 from service.domain import MessageRole, MessageStatus
-from service.errors import NotFound, Unimplemented
+from service.errors import NotFound
 from service.fields import Fields
 from service.identity import Call
 from service.lookups import Lookups, require_reader
@@ -23,7 +24,36 @@ from service.store import Store, Transaction
 
 MAX_BATCH_MESSAGES = 500
 MAX_BATCH_BYTES = 3 << 20
+MAX_WINDOW, DEFAULT_WINDOW = 500, 25
 NEWEST_FIRST, OLDEST_FIRST = ORDERS = ("sequence desc", "sequence")
+
+
+# What says where a list begins, and counts on its first page only.
+WINDOW = (
+    "around_sequence", "around_message_id", "around_first_unread", "before_count", "after_count",
+)  # fmt: skip
+
+# Which messages to list.
+Filters = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Around which message a list begins (None: the first unread one), and with how many."""
+
+    key: UUID | int | None
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Messages, the lowest sequence first; beyond `below` and `above`, where given, are others."""
+
+    messages: list[pb.Message]
+    below: int | None = None
+    above: int | None = None
+    anchor: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,11 +150,43 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
 
         return pb.GetMessageResponse(message=wire.message(row))
 
+    async def BatchGetMessages(
+        self, request: pb.BatchGetMessagesRequest, call: Call
+    ) -> pb.BatchGetMessagesResponse:
+        with Fields() as fields:
+            reference = fields.conversation("conversation_id", request.conversation_id)
+            count = len(request.message_ids) + len(request.sequences)
+            if not count:
+                fields.reject("REQUIRED", "message_ids")
+            if count > MAX_BATCH_MESSAGES:
+                field = "message_ids" if request.message_ids else "sequences"
+                fields.reject("TOO_MANY_ITEMS", field, limit=MAX_BATCH_MESSAGES)
+            ids = {
+                name: fields.id(f"message_ids[{n}]", name)
+                for n, name in enumerate(request.message_ids[:MAX_BATCH_MESSAGES])
+            }
+            sequences = fields.sequences("sequences", request.sequences[:MAX_BATCH_MESSAGES])
+
+        view = await self._lookups.live_view(request.conversation_id, reference, call)
+        async with self._store.snapshot() as snapshot:
+            found = await snapshot.messages.find_many(
+                view,
+                ids=list(ids.values()),
+                sequences=sequences,
+                byte_limit=paging.MAX_RESPONSE_BYTES,
+            )
+
+        messages = paging.cut(map(wire.message, found.rows))
+        return pb.BatchGetMessagesResponse(
+            messages=messages,
+            missing_message_ids=[name for name, id in ids.items() if id not in found.ids],
+            missing_sequences=[each for each in sequences if each not in found.sequences],
+            truncated=len(messages) < len(found.ids),
+        )
+
     async def ListMessages(
         self, request: pb.ListMessagesRequest, call: Call
     ) -> pb.ListMessagesResponse:
-        if request.WhichOneof("around"):
-            raise Unimplemented("NOT_IMPLEMENTED", method="ListMessages around a message")
         with Fields() as fields:
             reference = fields.conversation("conversation_id", request.conversation_id)
             limit = fields.page_size(request.page_size)
@@ -132,50 +194,103 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
             if order not in ORDERS:
                 fields.reject("INVALID_ORDER_BY", "order_by", allowed=", ".join(ORDERS))
             sender = fields.user("sender_id", request.sender_id, required=False)
-            external_id = fields.external_id("external_id", request.external_id)
-            roles = fields.enums("roles", request.roles, MessageRole)
-            statuses = fields.enums("statuses", request.statuses, MessageStatus)
-            created_after, created_before = fields.span(
-                request, after="created_after", before="created_before"
-            )
-            metadata = fields.metadata("metadata_contains", request.metadata_contains)
+            filters = _filters(fields, request)
+            window = _window(fields, request, call)
 
         view = await self._lookups.live_view(request.conversation_id, reference, call)
         require_reader(view)
-        binding = paging.binding(call, request, view["id"])
-        start, backwards = _place(self._page_tokens.open(request.page_token, binding))
-        user = await self._lookups.user(sender) if sender else None
-        if sender and not user:
-            raise user_not_found("sender_id", request.sender_id)
+        binding = paging.binding(call, request, view["id"], free=WINDOW)
+        position = self._page_tokens.open(request.page_token, binding)
+        if sender:
+            user = await self._lookups.user(sender)
+            if not user:
+                raise user_not_found("sender_id", request.sender_id)
+            filters["sender_id"] = user["id"]
+        if window and position is None:
+            page = await self._around(view, window, filters)
+        else:
+            start, backwards = _place(position)
+            down = (order == NEWEST_FIRST) != backwards
+            page = await self._beyond(view, start, filters, down=down, limit=limit)
+
+        forth, back = page.above, page.below
+        if order == NEWEST_FIRST:
+            page.messages.reverse()
+            forth, back = back, forth
+        response = pb.ListMessagesResponse(messages=page.messages, anchor_sequence=page.anchor)
+        if forth is not None:
+            response.next_page_token = self._page_tokens.seal([forth, "next"], binding)
+        if back is not None:
+            response.previous_page_token = self._page_tokens.seal([back, "previous"], binding)
+        return response
+
+    async def _beyond(
+        self, view: Row, start: int | None, filters: Filters, *, down: bool, limit: int
+    ) -> Page:
+        """The page that lies beyond `start`, or at the end of the window: downwards, or upwards."""
         async with self._store.snapshot() as snapshot:
             rows, more = await snapshot.messages.list(
                 view,
                 after=start,
-                descending=(order == NEWEST_FIRST) != backwards,
+                descending=down,
                 limit=limit,
                 byte_limit=paging.MAX_RESPONSE_BYTES,
-                sender_id=user["id"] if user else None,
-                external_id=external_id,
-                roles=roles,
-                statuses=statuses,
-                created_after=created_after,
-                created_before=created_before,
-                metadata_contains=metadata,
+                **filters,
             )
-
         messages = paging.cut(map(wire.message, rows))
-        more = more or len(messages) < len(rows)
-        if backwards:
-            messages.reverse()
-        response = pb.ListMessagesResponse(messages=messages)
-        if messages and (more or backwards):
-            last = messages[-1].sequence
-            response.next_page_token = self._page_tokens.seal([last, "next"], binding)
+        if not messages:
+            return Page([])
         # Before the very first page there is nothing yet; behind any other there is.
-        if messages and (more if backwards else start is not None):
-            first = messages[0].sequence
-            response.previous_page_token = self._page_tokens.seal([first, "previous"], binding)
-        return response
+        near = messages[0].sequence if start is not None else None
+        far = messages[-1].sequence if more or len(messages) < len(rows) else None
+        if down:
+            return Page(messages[::-1], below=far, above=near)
+        return Page(messages, below=near, above=far)
+
+    async def _around(self, view: Row, window: Window, filters: Filters) -> Page:
+        """The messages around one of them, which is among them if it passes the filters."""
+        anchor = await self._anchor(view, window.key)
+        if anchor is None:
+            return Page([])
+        half = paging.MAX_RESPONSE_BYTES // 2
+        async with self._store.snapshot() as snapshot:
+            lower, more_below = await snapshot.messages.list(
+                view,
+                after=anchor,
+                descending=True,
+                limit=window.before,
+                byte_limit=half,
+                **filters,
+            )
+            # The anchor, where it passes, and those after it.
+            upper, more_above = await snapshot.messages.list(
+                view,
+                after=anchor - 1,
+                descending=False,
+                limit=window.after + 1,
+                byte_limit=half,
+                **filters,
+            )
+        passes = len(upper) > 0 and upper[0]["sequence"] == anchor
+        below = paging.cut(map(wire.message, lower), limit=half)
+        above = paging.cut(map(wire.message, upper[: window.after + passes]), limit=half)
+        more_below = more_below or len(below) < len(lower)
+        more_above = more_above or len(above) < len(upper)
+        return Page(
+            below[::-1] + above,
+            below=(below[-1].sequence if below else anchor) if more_below else None,
+            above=(above[-1].sequence if above else anchor) if more_above else None,
+            anchor=anchor,
+        )
+
+    async def _anchor(self, view: Row, key: UUID | int | None) -> int | None:
+        """The sequence of the message to list around; None where there is none at all."""
+        if key is not None:
+            return int((await self._lookups.message(view, key))["sequence"])
+        async with self._store.snapshot() as snapshot:
+            unread = await snapshot.messages.first_unread(view)
+        newest: int = view["final_sequence"]
+        return unread or (newest if newest >= view["first_sequence"] else None)
 
     async def DeleteMessage(
         self, request: pb.DeleteMessageRequest, call: Call
@@ -270,6 +385,40 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
                 [(view, appended.sequence + n) for n in range(appended.count)]
             )
         return [wire.message(row) for row in rows if row is not None]
+
+
+def _filters(fields: Fields, request: pb.ListMessagesRequest) -> Filters:
+    """All but the sender, who has to be looked up."""
+    created_after, created_before = fields.span(
+        request, after="created_after", before="created_before"
+    )
+    return {
+        "external_id": fields.external_id("external_id", request.external_id),
+        "roles": fields.enums("roles", request.roles, MessageRole),
+        "statuses": fields.enums("statuses", request.statuses, MessageStatus),
+        "created_after": created_after,
+        "created_before": created_before,
+        "metadata_contains": fields.metadata("metadata_contains", request.metadata_contains),
+    }
+
+
+def _window(fields: Fields, request: pb.ListMessagesRequest, call: Call) -> Window | None:
+    before = fields.within("before_count", request.before_count, low=0, high=MAX_WINDOW)
+    after = fields.within("after_count", request.after_count, low=0, high=MAX_WINDOW)
+    if not before and not after:
+        before = after = DEFAULT_WINDOW
+    around = request.WhichOneof("around")
+    if around is None:
+        return None
+    if around != "around_first_unread":
+        key = fields.optional_message_key(request, "around")
+        return Window(key=key, before=before, after=after)
+    if not request.around_first_unread:
+        return None
+    if not call.actor:
+        rule = "only an actor has unread messages: name one in x-parley-actor"
+        fields.reject("INVALID_VALUE", around, rule=rule)
+    return Window(key=None, before=before, after=after)
 
 
 def _asked(

@@ -334,21 +334,6 @@ async def test_a_sender_who_does_not_exist_is_named(parley: Client, sender: str)
     assert refused.known == {"field": "sender_id", "name": sender}
 
 
-@pytest.mark.parametrize(
-    "around",
-    [{"around_sequence": 1}, {"around_message_id": "x"}, {"around_first_unread": True}],
-    ids=str,
-)
-async def test_a_window_around_a_message_is_not_served_yet(
-    parley: Client, around: dict[str, Any]
-) -> None:
-    talk = await filled(parley, 1)
-
-    refused = await failure(page(parley, talk, **around))
-
-    assert (refused.code, refused.reason) == ("UNIMPLEMENTED", "NOT_IMPLEMENTED")
-
-
 # Tokens
 
 
