@@ -16,7 +16,7 @@ from service.settings import load
 
 from .make import Client
 
-TABLES = "events, requests, messages, participants, conversations, users"
+TABLES = "events, requests, message_revisions, messages, participants, conversations, users"
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], uvloop.Loop]]:
