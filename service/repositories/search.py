@@ -13,12 +13,15 @@ from uuid import UUID
 
 from service.repositories.base import Repository, Row, columns_of
 from service.repositories.visibility import FIRST, LAST, SEES, SHOWN, readable
-from service.rules.search import key_of, vector
+from service.rules.search import vector
 
 # How many of the newest messages are looked at before the index is asked.
 NEWEST = 2_000
-# Whoever is in more conversations than that is in so many that their keys would not help.
-MAX_KEYS = 1_000
+# Who is in more conversations than that is looked for everywhere at once.
+MAX_CONVERSATIONS = 1_000
+
+# What stands for a conversation in the index: see `key_of` in rules/search.py.
+KEY = "'#' || right(s.conversation_id::text, 12)"
 
 # Newest first, over all conversations. In one of them that is the order of sequences.
 ORDER = "m.created_at DESC, m.conversation_id DESC, m.sequence DESC"
@@ -79,25 +82,33 @@ NEWEST_OF_ALL = f"""
 WITH newest AS MATERIALIZED (
   SELECT {CANDIDATE}, {MATCHES} FROM messages m
   WHERE (m.created_at, m.conversation_id, m.sequence)
-    < (least($4::timestamptz, $10::timestamptz, 'infinity'), COALESCE($5::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'),
+    < (least($4::timestamptz, $10::timestamptz, 'infinity'),
+       COALESCE($5::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'),
        COALESCE($6::bigint, $13))
   ORDER BY {ORDER} LIMIT $14
 ), {AMONG}"""
 
-# All that the index knows. Nothing but the index can find them: the rest is asked of what it found.
-INDEXED = f"""
+# All that the index knows of, conversation by conversation: $13 which. Behind OFFSET 0 nothing but
+# the index can find them. (One look for all conversations at once asks of every place that any of
+# them has whether it is one of a thousand: of 900 conversations it took 900 ms, and this 70.)
+IN_EACH = f"""
+WITH candidate AS MATERIALIZED (
+  SELECT m.* FROM unnest($13::uuid[]) AS s(conversation_id)
+  CROSS JOIN LATERAL (
+    SELECT {CANDIDATE} FROM messages m
+    WHERE m.search @@ ($3::tsquery && quote_literal({KEY})::tsquery) AND m.deleted_at IS NULL
+    OFFSET 0) AS m
+), {FOUND}
+SELECT * FROM sized m WHERE before <= $12 ORDER BY {ORDER}
+"""
+EVERYWHERE = f"""
 WITH candidate AS MATERIALIZED (
   SELECT {CANDIDATE} FROM messages m WHERE m.search @@ $3::tsquery AND m.deleted_at IS NULL
 ), {FOUND}
 SELECT * FROM sized m WHERE before <= $12 ORDER BY {ORDER}
 """
 
-# The keys of the conversations that an actor sees, as a query; NULL where they are too many.
-KEYS = f"""
-SELECT count(*) AS count,
-       string_agg(quote_literal('#' || right(p.conversation_id::text, 12)), ' | ') AS keys
-FROM (SELECT * FROM participants p WHERE p.user_id = $1 AND {SEES} LIMIT $2) AS p
-"""
+OWN = f"SELECT p.conversation_id FROM participants p WHERE p.user_id = $1 AND {SEES} LIMIT $2"
 
 UNINDEXED = """
 SELECT conversation_id, id, content FROM messages WHERE search IS NULL
@@ -154,22 +165,22 @@ class Search(Repository):
         looked_at = rows[0]["looked_at"]
         rows = [row for row in rows if row["id"]]
         if looked_at == NEWEST and not (rows and rows[0]["found"] > limit):
-            query = await self._within_reach(wanted)
-            arguments[2] = query
-            rows = await self._connection.fetch(INDEXED, *arguments) if query else []
+            ids = await self._conversations(wanted)
+            if ids is None:
+                rows = await self._connection.fetch(EVERYWHERE, *arguments)
+            else:
+                rows = await self._connection.fetch(IN_EACH, *arguments, ids)
         more = bool(rows) and (len(rows) > limit or len(rows) < rows[0]["found"])
         return rows[:limit], more
 
-    async def _within_reach(self, wanted: Wanted) -> str:
-        """The query, narrowed to the conversations in question; empty where there are none."""
+    async def _conversations(self, wanted: Wanted) -> list[UUID] | None:
+        """Where to look; None where that is not worth telling."""
         if wanted.view:
-            return f"({wanted.query}) & '{key_of(wanted.view['id'])}'"
+            return [wanted.view["id"]]
         if wanted.actor_id is None:
-            return wanted.query
-        (row,) = await self._connection.fetch(KEYS, wanted.actor_id, MAX_KEYS + 1)
-        if row["count"] > MAX_KEYS:
-            return wanted.query
-        return f"({wanted.query}) & ({row['keys']})" if row["count"] else ""
+            return None
+        rows = await self._connection.fetch(OWN, wanted.actor_id, MAX_CONVERSATIONS + 1)
+        return [row["conversation_id"] for row in rows] if len(rows) <= MAX_CONVERSATIONS else None
 
     async def index(self, limit: int) -> int:
         """Index messages that were stored without their words, `limit` at most; returns how many.

@@ -40,6 +40,8 @@ PAIRED_SCRIPTS = (
     (0x3005, 0x3007), (0x3040, 0x31FF), (0x3400, 0x9FFF), (0xA960, 0xA97F), (0xAC00, 0xD7FF),
     (0xF900, 0xFAFF), (0x1B000, 0x1B16F), (0x20000, 0x3FFFF),
 )  # fmt: skip
+# Marks of Japanese that become one with the character before them.
+VOICING = "\u3099\u309a"
 PICTOGRAPHS = ((0x2190, 0x2BFF), (0x1F000, 0x1FAFF))
 
 
@@ -64,14 +66,15 @@ class _Folding(dict[int, str]):
 
 
 class _Kinds(dict[int, str]):
-    """What a character is as it was written: of a (w)ord, (p)aired, a (m)ark on either, or none."""
+    """What a character is as it was written: of a (w)ord, (p)aired, a (m)ark on the one before it,
+    or a blank."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
         folded = fold(character)
         if character.isascii():
             kind = "w" if folded else " "
-        elif not folded or unicodedata.category(folded[0])[0] == "M":
+        elif not folded or folded in VOICING:
             kind = "m"
         elif PAIRED_CHARACTER.match(folded):
             kind = "p"
@@ -89,8 +92,8 @@ PAIRED_CHARACTER = re.compile(f"[{PAIRED}]")
 RUN = re.compile(rf"([{PAIRED}]+)|([^{PAIRED}\s]+)")
 
 # The same of a text as it was written, spelled in kinds of characters.
-WRITTEN = re.compile(r"(?P<word>w[wm]*)|(?:pm*)+")
-PAIRED_WRITTEN = re.compile(r"pm*")
+WRITTEN = re.compile(r"(?P<word>w[wm]*)|[pm]+")
+PAIRED_WRITTEN = re.compile(r"pm*|m+")
 
 
 def fold(text: str) -> str:
