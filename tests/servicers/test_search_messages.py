@@ -7,7 +7,9 @@ from parley.v1 import message_pb2 as pb
 from ..make import Client, Conversation
 
 
-async def found(client: Client, query: str, talk: Conversation | None = None, **values: Any) -> list[str]:
+async def found(
+    client: Client, query: str, talk: Conversation | None = None, **values: Any
+) -> list[str]:
     request = pb.SearchMessagesRequest(query=query, **values)
     if talk:
         request.conversation_id = talk.id
@@ -25,9 +27,15 @@ async def test_smoke(parley: Client) -> None:
     assert await found(parley.acting_as(ada), "hello") == ["Hello World"]
     assert await found(parley.acting_as(bob), "hello") == []
     assert await found(parley.acting_as(ada), "dep viet", talk) == ["Tiếng Việt đẹp"]
-    r = await parley.messages.UpdateMessage(pb.UpdateMessageRequest(conversation_id=talk.id, sequence=1, message=pb.Message(content="Bye")))
+    r = await parley.messages.UpdateMessage(
+        pb.UpdateMessageRequest(
+            conversation_id=talk.id, sequence=1, message=pb.Message(content="Bye")
+        )
+    )
     assert await found(parley.acting_as(ada), "hello") == []
     assert await found(parley.acting_as(ada), "bye") == ["Bye"]
-    r = await parley.messages.ListMessageRevisions(pb.ListMessageRevisionsRequest(conversation_id=talk.id, sequence=1))
+    r = await parley.messages.ListMessageRevisions(
+        pb.ListMessageRevisionsRequest(conversation_id=talk.id, sequence=1)
+    )
     print(r)
     assert len(r.revisions) == 2
