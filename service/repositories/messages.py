@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -152,6 +153,9 @@ SELECT revision, content, metadata, tokens_used, editor_id, created_at, found
 FROM sized WHERE before <= $5 ORDER BY revision DESC
 """
 
+# From so many characters on, words are made beside the event loop: it takes more than 5 ms.
+LONG_TEXT = 50_000
+
 # How the system sees a conversation, or somebody what is its own: whole.
 WHOLE = {"first_sequence": 1, "final_sequence": 2**63 - 1, "shown_message_id": None}
 
@@ -240,7 +244,7 @@ class Messages(Repository):
             [row.parent_message_id for row in rows],
             [row.draft.sent_at for row in rows],
             [row.draft.external_id for row in rows],
-            [search.vector(row.draft.content, row.conversation_id) for row in rows],
+            await _words(rows),
             [conversation_id for conversation_id, _, _ in requested],
             [request.key for _, request, _ in requested],
             [request.payload_hash for _, request, _ in requested],
@@ -440,6 +444,17 @@ class Messages(Repository):
         )
         more = len(rows) > limit or (len(rows) > 0 and len(rows) < rows[0]["found"])
         return rows[:limit], more
+
+
+async def _words(rows: list[Numbered]) -> list[str]:
+    """The entry of each message in the search index."""
+
+    def make() -> list[str]:
+        return [search.vector(row.draft.content, row.conversation_id) for row in rows]
+
+    if sum(len(row.draft.content) for row in rows) < LONG_TEXT:
+        return make()
+    return await asyncio.to_thread(make)
 
 
 def _sequence(reference: Reference | None) -> int | None:
