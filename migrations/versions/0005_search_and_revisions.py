@@ -16,7 +16,7 @@ depends_on = None
 INDEXES = {
     "ix_messages_edited_by_user_id": ("(edited_by_user_id) WHERE edited_by_user_id IS NOT NULL"),
     "ix_messages_search": (
-        "USING gin (search) WITH (gin_pending_list_limit = 256) WHERE deleted_at IS NULL"
+        "USING gin (search) WITH (gin_pending_list_limit = 128) WHERE deleted_at IS NULL"
     ),
     "ix_messages_created_at": "(created_at, conversation_id, sequence)",
     "ix_messages_unindexed": "(conversation_id, id) WHERE search IS NULL",

@@ -181,7 +181,7 @@ class Message(Base, Timestamped, SoftDeleted):
             "search",
             postgresql_using="gin",
             postgresql_where=text("deleted_at IS NULL"),
-            postgresql_with={"gin_pending_list_limit": "256"},
+            postgresql_with={"gin_pending_list_limit": "128"},
         ),
         # The newest of all conversations, for words so common that they soon turn up.
         Index("ix_messages_created_at", "created_at", "conversation_id", "sequence"),
