@@ -78,7 +78,9 @@ async def archive(
     await database.execute(FILL)
     for table in ("messages", "participants", "conversations"):
         await database.execute(f"VACUUM ANALYZE {table}")
-    ids = dict(await database.fetch("SELECT slug, id FROM conversations"))
+    ids = {
+        row["slug"]: row["id"] for row in await database.fetch("SELECT slug, id FROM conversations")
+    }
     yield Archive(ada, bob, ids["big-0"], ids["big-1"])
     await database.execute(
         "TRUNCATE events, requests, message_revisions, messages, participants, conversations, users"

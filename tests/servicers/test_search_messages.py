@@ -388,13 +388,14 @@ async def test_a_page_token_belongs_to_its_query_and_actor(parley: Client) -> No
     actor = parley.acting_as(ada)
     token = (await actor.search("tea", talk, page_size=1)).next_page_token
     assert await found(actor, "tea", talk.slug, page_token=token) == ["tea 2", "tea 1"]
-    for client, query, values in [
+    others: list[tuple[Client, str, dict[str, Any]]] = [
         (parley.acting_as(bob), "tea", {"conversation_id": talk.id}),
         (parley, "tea", {"conversation_id": talk.id}),
         (actor, "tea ", {"conversation_id": talk.id}),
         (actor, "tea", {}),
         (actor, "tea", {"conversation_id": talk.id, "roles": [USER]}),
-    ]:
+    ]
+    for client, query, values in others:
         request = pb.SearchMessagesRequest(query=query, page_token=token, **values)
         refused = await failure(client.messages.SearchMessages(request))
         assert refused.reason == "PAGE_TOKEN_MISMATCH"
@@ -471,7 +472,7 @@ async def test_who_is_in_a_great_many_conversations_finds_only_there(
 
 # Whatever is written
 
-texts = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=60)
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60)
 mixed = texts | st.text(st.sampled_from("aéđİ日本がｶﾞ한กิ้مُ🎉'\"-\\:*&|!()<> \u200bﷺ"), max_size=60)
 anything = settings(
     max_examples=20,
