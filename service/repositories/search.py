@@ -30,15 +30,24 @@ ORDER = "m.created_at DESC, m.conversation_id DESC, m.sequence DESC"
 CANDIDATE = "m.conversation_id, m.id, m.sequence, m.created_at, m.sender_id, m.role"
 
 # $1 the actor, $2 the one conversation, $3 the query; $4 to $6 the place of the last one seen;
-# $7 to $10 the filters; $11 how many, and $12 how many bytes, at the most.
+# $7 to $10 the filters; $11 how many, and $12 how many bytes, at the most. How many candidates
+# there are PostgreSQL cannot know beforehand: LIMIT 1 keeps it from reading all conversations, or
+# all messages, where it expects many.
 FOUND = f"""
+windows AS MATERIALIZED (
+  SELECT m.conversation_id, w.*
+  FROM (SELECT DISTINCT conversation_id FROM candidate) AS m
+  CROSS JOIN LATERAL (
+    SELECT {FIRST} AS first_sequence, {LAST} AS final_sequence, {SHOWN} AS shown_message_id
+    FROM (SELECT $1::uuid AS actor_id) AS k
+    JOIN conversations c ON c.id = m.conversation_id
+    LEFT JOIN participants p ON p.conversation_id = c.id AND p.user_id = k.actor_id
+    WHERE c.deleted_at IS NULL AND (k.actor_id IS NULL OR {SEES})
+    LIMIT 1) AS w
+),
 found AS MATERIALIZED (
   SELECT m.conversation_id, m.id
-  FROM candidate m CROSS JOIN (SELECT $1::uuid AS actor_id) AS k
-  JOIN conversations c ON c.id = m.conversation_id
-  LEFT JOIN participants p ON p.conversation_id = c.id AND p.user_id = k.actor_id
-  CROSS JOIN LATERAL (SELECT {FIRST} AS first_sequence, {LAST} AS final_sequence,
-                             {SHOWN} AS shown_message_id) AS w
+  FROM candidate m JOIN windows w ON w.conversation_id = m.conversation_id
   WHERE ($2::uuid IS NULL OR m.conversation_id = $2)
     AND ($4::timestamptz IS NULL
          OR (m.created_at, m.conversation_id, m.sequence) < ($4, $5::uuid, $6::bigint))
@@ -46,14 +55,16 @@ found AS MATERIALIZED (
     AND (cardinality($8::text[]) = 0 OR m.role = ANY ($8))
     AND ($9::timestamptz IS NULL OR m.created_at >= $9)
     AND ($10::timestamptz IS NULL OR m.created_at < $10)
-    AND c.deleted_at IS NULL AND (k.actor_id IS NULL OR {SEES}) AND {readable("m", "w")}
+    AND {readable("m", "w")}
   ORDER BY {ORDER}
   LIMIT $11
 ),
 page AS (
-  SELECT {columns_of("messages", "m")},
-         octet_length(m.content) + pg_column_size(m.metadata) AS size
-  FROM found JOIN messages m ON m.conversation_id = found.conversation_id AND m.id = found.id
+  SELECT m.*, octet_length(m.content) + pg_column_size(m.metadata) AS size
+  FROM found f CROSS JOIN LATERAL (
+    SELECT {columns_of("messages", "m")} FROM messages m
+    WHERE m.conversation_id = f.conversation_id AND m.id = f.id
+    LIMIT 1) AS m
 ),
 sized AS (
   SELECT *, sum(size) OVER (ORDER BY {ORDER}) - size AS before, count(*) OVER () AS found
@@ -61,7 +72,7 @@ sized AS (
 )
 """
 
-# What the newest messages hold; $13 where they begin, $14 how many they are.
+# What the newest messages hold; $13 where they begin.
 AMONG = f"""
 candidate AS (SELECT * FROM newest WHERE matches), {FOUND}
 SELECT m.*, looked_at
@@ -75,7 +86,7 @@ NEWEST_IN_ONE = f"""
 WITH newest AS MATERIALIZED (
   SELECT {CANDIDATE}, {MATCHES} FROM messages m
   WHERE m.conversation_id = $2 AND m.sequence < COALESCE($6::bigint, $13)
-  ORDER BY m.sequence DESC LIMIT $14
+  ORDER BY m.sequence DESC LIMIT {NEWEST}
 ), {AMONG}"""
 
 NEWEST_OF_ALL = f"""
@@ -85,7 +96,7 @@ WITH newest AS MATERIALIZED (
     < (least($4::timestamptz, $10::timestamptz, 'infinity'),
        COALESCE($5::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'),
        COALESCE($6::bigint, $13))
-  ORDER BY {ORDER} LIMIT $14
+  ORDER BY {ORDER} LIMIT {NEWEST}
 ), {AMONG}"""
 
 # All that the index knows of, conversation by conversation: $13 which. Behind OFFSET 0 nothing but
@@ -161,7 +172,7 @@ class Search(Repository):
             byte_limit,
         ]
         newest = NEWEST_IN_ONE if wanted.view else NEWEST_OF_ALL
-        rows = await self._connection.fetch(newest, *arguments, _beyond(wanted.view), NEWEST)
+        rows = await self._connection.fetch(newest, *arguments, _beyond(wanted.view))
         looked_at = rows[0]["looked_at"]
         rows = [row for row in rows if row["id"]]
         if looked_at == NEWEST and not (rows and rows[0]["found"] > limit):
@@ -188,6 +199,8 @@ class Search(Repository):
         Waits for nobody: one that is being changed is indexed by that, or comes next time.
         """
         rows = await self._connection.fetch(UNINDEXED, limit)
+        if not rows:
+            return 0
         await self._connection.fetch(
             INDEX,
             [row["conversation_id"] for row in rows],

@@ -149,7 +149,7 @@ async def test_a_common_word_is_found_among_the_newest(
     assert count == 50
     (plan,) = plans
     assert f"using {index} on messages" in plan
-    assert "Seq Scan on messages" not in plan
+    assert not re.search("Seq Scan on (messages|conversations|participants)", plan)
     assert most_rows(plan) == search.NEWEST
 
 
@@ -184,7 +184,7 @@ async def test_a_rarer_word_is_found_by_the_index(
     newest, *_, indexed = plans
     assert most_rows(newest) <= search.NEWEST
     assert "Bitmap Index Scan on ix_messages_search" in indexed
-    assert "Seq Scan on messages" not in indexed
+    assert not re.search("Seq Scan on (messages|conversations|participants)", indexed)
     read = re.search(r"Bitmap Heap Scan on messages.*?rows=([\d.]+) loops=(\d+)", indexed)
     assert read
     assert round(float(read[1]) * int(read[2])) <= candidates

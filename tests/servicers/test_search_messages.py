@@ -456,17 +456,17 @@ async def test_a_rare_word_is_found_behind_the_newest_messages(
 
 
 async def test_who_is_in_a_great_many_conversations_finds_only_there(
-    parley: Client, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    parley: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.repositories.search.MAX_CONVERSATIONS", 1)
-    monkeypatch.setattr("service.repositories.search.NEWEST", 2)
     ada, bob = await parley.user("ada"), await parley.user("bob")
     talks = [await parley.conversation(ada, bob), await parley.conversation(ada, bob)]
     strange = await parley.conversation(ada)
     await say(parley, talks[0], "tea 1")
     await say(parley, strange, "tea 2")
     await say(parley, talks[1], "tea 3")
-    await say(parley, strange, "water", "water", "water")
+    for _ in range(4):
+        await say(parley, strange, *["water"] * 500)
     assert await found(parley.acting_as(bob), "tea") == ["tea 3", "tea 1"]
 
 
