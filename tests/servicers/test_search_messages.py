@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -10,8 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from parley.v1 import message_pb2 as pb
+from service.embedded import EmbeddedPostgres
 from service.rules.search import fold, terms
 from service.server import Server
+from service.settings import load
 
 from ..make import AGENT, ASSISTANT, NOBODY, USER, Client, Conversation, User, failure
 from .test_delete_message import crowd
@@ -333,6 +336,25 @@ async def test_what_an_older_version_stored_is_indexed_in_passing(
     assert await found(parley, "tea or coffee", talk) == ["coffee", "tea"]
     await parley.undelete_message(talk, sequence=2)
     assert await found(parley, "tea or coffee") == ["coffee", "more tea", "tea"]
+
+
+async def test_a_server_indexes_what_it_finds_when_it_starts(
+    parley: Client, postgres: EmbeddedPostgres, database: asyncpg.Connection, tmp_path: Path
+) -> None:
+    talk = await parley.conversation(await parley.user("ada"))
+    for _ in range(2):
+        await say(parley, talk, *["tea"] * 60)
+    await database.execute("UPDATE messages SET search = NULL")
+
+    later = Server(load(address="127.0.0.1:0", data_dir=tmp_path), postgres.url)
+    later.bind()
+    await later.start()
+    async with asyncio.timeout(10):
+        while await database.fetchval("SELECT count(*) FROM messages WHERE search IS NULL"):
+            await asyncio.sleep(0.02)
+    await later.stop()
+
+    assert len(await found(parley, "tea", page_size=1000)) == 120
 
 
 async def test_indexing_in_passing_waits_for_nobody(
