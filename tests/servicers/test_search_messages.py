@@ -477,6 +477,24 @@ async def test_a_rare_word_is_found_behind_the_newest_messages(
     assert await found(actor, "needle") == ["needle 3", "needle 2"]
 
 
+async def test_pages_of_a_rare_word_are_complete(parley: Client) -> None:
+    ada = await parley.user("ada")
+    talk = await parley.conversation(ada)
+    for n in range(3):
+        await say(parley, talk, f"needle {n}", f"needle {n}!")
+        for _ in range(4):
+            await say(parley, talk, *["hay"] * 500)
+    for client, where in ((parley.acting_as(ada), talk), (parley.acting_as(ada), ""), (parley, "")):
+        paged, token = [], ""
+        while len(paged) < 9:
+            page = await client.search("needle", where, page_size=1, page_token=token)
+            paged += [each.message.content for each in page.results]
+            token = page.next_page_token
+            if not token:
+                break
+        assert paged == ["needle 2!", "needle 2", "needle 1!", "needle 1", "needle 0!", "needle 0"]
+
+
 async def test_who_is_in_a_great_many_conversations_finds_only_there(
     parley: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
