@@ -351,7 +351,15 @@ async def insist(call: Callable[[], Awaitable[Any]]) -> Any:
 
 async def row_count(database: asyncpg.Connection) -> int:
     """How many rows there are in all the tables that a call could leave something in."""
-    tables = ("users", "conversations", "participants", "messages", "events", "requests")
+    tables = (
+        "users",
+        "conversations",
+        "participants",
+        "messages",
+        "message_revisions",
+        "events",
+        "requests",
+    )
     counts = " + ".join(f"(SELECT count(*) FROM {table})" for table in tables)
     return await database.fetchval(f"SELECT {counts}")  # type: ignore[no-any-return]
 

@@ -480,7 +480,7 @@ async def test_a_rare_word_is_found_behind_the_newest_messages(
 async def test_pages_of_a_rare_word_are_complete(parley: Client) -> None:
     ada = await parley.user("ada")
     talk = await parley.conversation(ada)
-    for n in range(3):
+    for n in range(2):
         await say(parley, talk, f"needle {n}", f"needle {n}!")
         for _ in range(4):
             await say(parley, talk, *["hay"] * 500)
@@ -492,7 +492,7 @@ async def test_pages_of_a_rare_word_are_complete(parley: Client) -> None:
             token = page.next_page_token
             if not token:
                 break
-        assert paged == ["needle 2!", "needle 2", "needle 1!", "needle 1", "needle 0!", "needle 0"]
+        assert paged == ["needle 1!", "needle 1", "needle 0!", "needle 0"]
 
 
 async def test_who_is_in_a_great_many_conversations_finds_only_there(
