@@ -153,9 +153,6 @@ SELECT revision, content, metadata, tokens_used, editor_id, created_at, found
 FROM sized WHERE before <= $5 ORDER BY revision DESC
 """
 
-# From so many characters on, words are made beside the event loop: it takes more than 5 ms.
-LONG_TEXT = 50_000
-
 # How the system sees a conversation, or somebody what is its own: whole.
 WHOLE = {"first_sequence": 1, "final_sequence": 2**63 - 1, "shown_message_id": None}
 
@@ -452,7 +449,7 @@ async def _words(rows: list[Numbered]) -> list[str]:
     def make() -> list[str]:
         return [search.vector(row.draft.content, row.conversation_id) for row in rows]
 
-    if sum(len(row.draft.content) for row in rows) < LONG_TEXT:
+    if sum(len(row.draft.content) for row in rows) < search.LONG_TEXT:
         return make()
     return await asyncio.to_thread(make)
 

@@ -1,4 +1,5 @@
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ from service.rules.rights import (
     require_writable,
     user_not_found,
 )
+from service.rules.search import LONG_TEXT, Query
 from service.sending import Sender
 from service.store import Store, Transaction
 
@@ -229,7 +231,7 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
                 byte_limit=paging.MAX_RESPONSE_BYTES,
             )
 
-        results = paging.cut(wire.search_result(row, query) for row in rows)
+        results = await _results(rows, query)
         response = pb.SearchMessagesResponse(results=results)
         if more or len(results) < len(rows):
             last = rows[len(results) - 1]
@@ -466,6 +468,17 @@ def _id(message: Row) -> UUID:
 def _place(position: Position | None) -> tuple[int | None, bool]:
     """The sequence beyond which a page lies, and whether it lies on the side of the first page."""
     return (int(position[0]), position[1] == "previous") if position else (None, False)
+
+
+async def _results(rows: Sequence[Row], query: Query) -> list[pb.SearchResult]:
+    """As many of the messages as fit into one response, and where they match."""
+
+    def make() -> list[pb.SearchResult]:
+        return paging.cut(wire.search_result(row, query) for row in rows)
+
+    if sum(len(row["content"]) for row in rows) < LONG_TEXT:
+        return make()
+    return await asyncio.to_thread(make)
 
 
 def _found_place(position: Position | None) -> Place | None:

@@ -485,7 +485,8 @@ async def test_pages_of_a_rare_word_are_complete(parley: Client) -> None:
         for _ in range(4):
             await say(parley, talk, *["hay"] * 500)
     for client, where in ((parley.acting_as(ada), talk), (parley.acting_as(ada), ""), (parley, "")):
-        paged, token = [], ""
+        paged: list[str] = []
+        token = ""
         while len(paged) < 9:
             page = await client.search("needle", where, page_size=1, page_token=token)
             paged += [each.message.content for each in page.results]
