@@ -105,10 +105,10 @@ WITH newest AS MATERIALIZED (
 IN_EACH = f"""
 WITH candidate AS MATERIALIZED (
   SELECT m.* FROM unnest($13::uuid[]) AS s(conversation_id)
-  CROSS JOIN LATERAL (
+  JOIN LATERAL (
     SELECT {CANDIDATE} FROM messages m
     WHERE m.search @@ ($3::tsquery && quote_literal({KEY})::tsquery) AND m.deleted_at IS NULL
-    OFFSET 0) AS m
+    OFFSET 0) AS m ON m.conversation_id = s.conversation_id
 ), {FOUND}
 SELECT * FROM sized m WHERE before <= $12 ORDER BY {ORDER}
 """
