@@ -71,6 +71,7 @@ REASONS: dict[str, str] = {
     "USER_DELETED": "The user is deleted: undelete it first.",
     "CONVERSATION_DELETED": "The conversation is deleted: undelete it first.",
     "CONVERSATION_ARCHIVED": "The conversation is archived (is_active is false): reactivate it.",
+    "MESSAGE_DELETED": "Message '{name}' is deleted: undelete it first.",
     "DIRECT_CONVERSATION": "That is not possible in a direct conversation of two.",
     "TOO_MANY_PARTICIPANTS": "The conversation would have more than {limit} participants.",
     "LAST_OWNER": (

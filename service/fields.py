@@ -24,7 +24,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from service.errors import InvalidArgument
 from service.identity import Call
-from service.rules import etags
+from service.rules import etags, search
 from service.rules.requests import RequestId
 
 MAX_CONTENT_BYTES = 256 * 1024
@@ -35,6 +35,8 @@ MAX_METADATA_KEYS = 64
 MAX_METADATA_KEY_LENGTH = 128
 MAX_PAGE_SIZE = 1_000
 DEFAULT_PAGE_SIZE = 50
+MAX_QUERY_LENGTH = 512
+MAX_QUERY_TERMS = 32
 MAX_AHEAD = timedelta(minutes=5)
 
 UUID_FORM = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -223,6 +225,20 @@ class Fields:
         if "\0" in value:
             self.reject("INVALID_CHARACTER", field, rule="no NUL (U+0000)")
         return value
+
+    def query(self, field: str, value: str) -> search.Query:
+        """What to search for: any text within the limits means something."""
+        if not value.strip():
+            self.reject("REQUIRED", field)
+        if len(value) > MAX_QUERY_LENGTH:
+            self.reject("FIELD_TOO_LONG", field, limit=MAX_QUERY_LENGTH, unit="characters")
+            return search.parse("")
+        if "\0" in value:
+            self.reject("INVALID_CHARACTER", field, rule="no NUL (U+0000)")
+        query = search.parse(value)
+        if query.size > MAX_QUERY_TERMS:
+            self.reject("TOO_MANY_ITEMS", field, limit=MAX_QUERY_TERMS)
+        return query
 
     # Values
 

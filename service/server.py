@@ -52,6 +52,9 @@ log = structlog.get_logger()
 
 MAX_REQUEST_BYTES = 4 << 20
 PRUNE_INTERVAL_SECONDS = 3600.0
+# Messages that an older version stored are made searchable, a few at a time.
+INDEX_INTERVAL_SECONDS = 60.0
+INDEX_MESSAGES, INDEX_PAUSE_SECONDS = 100, 0.05
 # For writes that outlived their calls, when the server stops.
 AFTERMATH_SECONDS = 5.0
 # Reflection's two versions differ in their names only; clients ask for either.
@@ -197,6 +200,7 @@ class Server:
         self._tasks = [
             asyncio.create_task(self.readiness.watch()),
             asyncio.create_task(self._prune()),
+            asyncio.create_task(self._index()),
         ]
 
     async def stop(self) -> None:
@@ -248,6 +252,17 @@ class Server:
             except Exception as error:
                 log.warning("prune_failed", error=text_of(error))
             await asyncio.sleep(PRUNE_INTERVAL_SECONDS)
+
+    async def _index(self) -> None:
+        await self.readiness.ready.wait()
+        while True:
+            indexed = 0
+            try:
+                async with self.store.transaction() as transaction:
+                    indexed = await transaction.search.index(INDEX_MESSAGES)
+            except Exception as error:
+                log.warning("index_failed", error=text_of(error))
+            await asyncio.sleep(INDEX_PAUSE_SECONDS if indexed else INDEX_INTERVAL_SECONDS)
 
 
 def require_free(host: str, port: str | int) -> None:

@@ -40,6 +40,7 @@ from service.repositories.messages import Messages
 from service.repositories.participants import Participants
 from service.repositories.passwords import Passwords
 from service.repositories.requests import Requests
+from service.repositories.search import Search
 from service.repositories.tokens import Tokens
 from service.repositories.users import Users
 from service.settings import ConfigurationError
@@ -168,6 +169,10 @@ class Snapshot:
     @cached_property
     def messages(self) -> Messages:
         return Messages(self.connection)
+
+    @cached_property
+    def search(self) -> Search:
+        return Search(self.connection)
 
     @cached_property
     def requests(self) -> Requests:

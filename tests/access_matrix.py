@@ -98,9 +98,9 @@ MATRIX = {
     "MessageService/GetMessage": "NF NF ok ok ok ok ok ok ok",
     "MessageService/BatchGetMessages": "NF ok ok ok ok ok ok ok ok",
     "MessageService/ListMessages": "NF PD ok ok ok ok ok ok ok",
-    "MessageService/SearchMessages": "UI UI UI UI UI UI UI UI UI",
-    "MessageService/UpdateMessage": "UI UI UI UI UI UI UI UI UI",
-    "MessageService/ListMessageRevisions": "UI UI UI UI UI UI UI UI UI",
+    "MessageService/SearchMessages": "NF PD ok ok ok ok ok ok ok",
+    "MessageService/UpdateMessage": "NF PD PD PD PD PD PD PD ok",
+    "MessageService/ListMessageRevisions": "NF NF ok ok ok ok ok ok ok",
     "MessageService/DeleteMessage": "NF PD PD PD PD PD ok ok ok",
     "MessageService/UndeleteMessage": "NF PD PD PD PD PD ok ok ok",
     "EventService/Watch": "UI UI UI UI UI UI UI UI UI",
@@ -329,6 +329,12 @@ REQUESTS: dict[str, Build] = {
     "MessageService/GetMessage": _message("GetMessageRequest", sequence=1),
     "MessageService/BatchGetMessages": _message("BatchGetMessagesRequest", sequences=[1]),
     "MessageService/ListMessages": _message("ListMessagesRequest"),
+    "MessageService/SearchMessages": _message("SearchMessagesRequest", query="first"),
+    # Somebody else's, for every actor: who sent it is another in each case.
+    "MessageService/UpdateMessage": _message(
+        "UpdateMessageRequest", sequence=1, message=message_pb2.Message(content="edited")
+    ),
+    "MessageService/ListMessageRevisions": _message("ListMessageRevisionsRequest", sequence=1),
     "MessageService/DeleteMessage": _message("DeleteMessageRequest", sequence=1),
     "MessageService/UndeleteMessage": _message("UndeleteMessageRequest", sequence=1),
 }

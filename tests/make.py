@@ -281,6 +281,35 @@ class Client:
             conversation_pb2.PurgeConversationRequest(conversation_id=_name(conversation), **values)
         )
 
+    def edit(self, conversation: Conversation | str, **values: Any) -> Any:
+        """An UpdateMessage, to be awaited; `mask` and `patch` for short."""
+        mask, patch = values.pop("mask", None), values.pop("patch", None)
+        options = {
+            name: values.pop(name)
+            for name in ("message_id", "sequence", "etag", "request_id", "validate_only")
+            if name in values
+        }
+        request = message_pb2.UpdateMessageRequest(conversation_id=_name(conversation), **options)
+        if values:
+            request.message.CopyFrom(Message(**values))
+        if mask is not None:
+            request.update_mask.paths[:] = mask
+        if patch is not None:
+            request.metadata_patch.update(patch)
+        return self.messages.UpdateMessage(request)
+
+    def revisions(self, conversation: Conversation | str, **values: Any) -> Any:
+        return self.messages.ListMessageRevisions(
+            message_pb2.ListMessageRevisionsRequest(conversation_id=_name(conversation), **values)
+        )
+
+    def search(self, query: str, conversation: Conversation | str = "", **values: Any) -> Any:
+        return self.messages.SearchMessages(
+            message_pb2.SearchMessagesRequest(
+                query=query, conversation_id=_name(conversation), **values
+            )
+        )
+
     def delete_message(self, conversation: Conversation | str, **values: Any) -> Any:
         return self.messages.DeleteMessage(
             message_pb2.DeleteMessageRequest(conversation_id=_name(conversation), **values)
@@ -368,7 +397,15 @@ async def insist(call: Callable[[], Awaitable[Any]]) -> Any:
 
 async def row_count(database: asyncpg.Connection) -> int:
     """How many rows there are in all the tables that a call could leave something in."""
-    tables = ("users", "conversations", "participants", "messages", "events", "requests")
+    tables = (
+        "users",
+        "conversations",
+        "participants",
+        "messages",
+        "message_revisions",
+        "events",
+        "requests",
+    )
     counts = " + ".join(f"(SELECT count(*) FROM {table})" for table in tables)
     return await database.fetchval(f"SELECT {counts}")  # type: ignore[no-any-return]
 

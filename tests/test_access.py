@@ -59,7 +59,15 @@ SERVED = {
         "GetParticipant",
         "ListParticipants",
     },
-    "MessageService": {"SendMessage", "BatchSendMessages", "GetMessage", "ListMessages"},
+    "MessageService": {
+        "SendMessage",
+        "BatchSendMessages",
+        "GetMessage",
+        "ListMessages",
+        "SearchMessages",
+        "UpdateMessage",
+        "ListMessageRevisions",
+    },
 }
 # No message of ours: a field of an unknown type, cut off.
 GARBAGE = b"\xff\xff\xff"

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import selectinload
 
 from service.embedded import EmbeddedPostgres
-from service.models import Base, Conversation, Message, Participant, User
+from service.models import Base, Conversation, Message, MessageRevision, Participant, User
 
 # The shape
 
@@ -152,6 +152,14 @@ GOOD: dict[str, dict[str, Any]] = {
         "role": "USER",
         "content": "More?",
     },
+    "message_revisions": {
+        "conversation_id": TEA,
+        "message_id": IN_TEA,
+        "revision": 2,
+        "content": "Tea!",
+        "editor_id": ADA,
+        "created_at": NOW,
+    },
     "events": {"conversation_id": TEA, "version": 2, "era": 1, "type": "MESSAGE_CREATED"},
     "requests": {"conversation_id": TEA, "key": b"k" * 16, "payload_hash": b"h" * 32},
     "password_failures": {"key": b"k" * 32},
@@ -174,6 +182,8 @@ RECORD: list[tuple[str, dict[str, Any]]] = [
     ("participants", {"user_id": ADA, "conversation_id": TALK}),
     ("messages", {"id": IN_TEA, "sequence": 1, "external_id": "x"}),
     ("messages", {"id": IN_TALK, "sequence": 1, "conversation_id": TALK}),
+    ("message_revisions", {"revision": 1}),
+    ("message_revisions", {"revision": 1, "conversation_id": TALK, "message_id": IN_TALK}),
     ("events", {"version": 1}),
     ("requests", {"key": b"0" * 16}),
     ("requests", {"key": b"0" * 16, "conversation_id": None}),
@@ -263,6 +273,18 @@ BAD: list[tuple[str, str, dict[str, Any]]] = [
     ("ck_messages_tokens", "messages", {"output_tokens": -1}),
     ("ck_messages_content_length", "messages", {"content": "é" * 131_072 + "!"}),
     ("ck_messages_metadata_object", "messages", {"metadata": '"text"'}),
+    ("fk_messages_edited_by_user_id", "messages", {"edited_by_user_id": NOBODY}),
+    ("pk_message_revisions", "message_revisions", {"revision": 1}),
+    ("fk_message_revisions_message", "message_revisions", {"message_id": IN_TALK}),
+    ("fk_message_revisions_editor_id", "message_revisions", {"editor_id": NOBODY}),
+    ("ck_message_revisions_revision_positive", "message_revisions", {"revision": 0}),
+    (
+        "ck_message_revisions_content_length",
+        "message_revisions",
+        {"content": "é" * 131_072 + "!"},
+    ),
+    ("ck_message_revisions_metadata_object", "message_revisions", {"metadata": "[]"}),
+    ("ck_message_revisions_tokens", "message_revisions", {"tokens_used": -1}),
     ("pk_events", "events", {"version": 1}),
     ("ck_events_version_positive", "events", {"version": 0}),
     ("ck_events_type", "events", {"type": "RUMOUR"}),
@@ -289,6 +311,7 @@ FINE: list[tuple[str, dict[str, Any]]] = [
     ("messages", {"reply_to_message_id": IN_TEA, "parent_message_id": IN_TEA}),
     ("messages", {"role": "ASSISTANT", "sender_id": None}),
     ("messages", {"conversation_id": TALK, "external_id": "x"}),
+    ("message_revisions", {"editor_id": None, "tokens_used": 0, "content": ""}),
     ("requests", {"conversation_id": None}),
     ("requests", {"conversation_id": TALK, "key": b"0" * 16}),
 ]
@@ -364,7 +387,7 @@ async def test_one_statement_deletes_a_conversation_and_all_that_is_in_it(
 
     await record.execute("DELETE FROM conversations WHERE id = $1", TEA)
 
-    for table in ("participants", "messages", "requests"):
+    for table in ("participants", "messages", "message_revisions", "requests"):
         left = await record.fetch(f"SELECT conversation_id FROM {table}")
         assert TEA not in {row["conversation_id"] for row in left}
         assert left != []
@@ -450,6 +473,7 @@ async def test_the_relationships_can_be_walked(session: AsyncSession) -> None:
             inside.selectinload(Message.parent),
             inside.selectinload(Message.branches),
             inside.selectinload(Message.invitations),
+            inside.selectinload(Message.revisions).selectinload(MessageRevision.message),
         ],
     )
 
@@ -467,6 +491,8 @@ async def test_the_relationships_can_be_walked(session: AsyncSession) -> None:
     assert ada.sent_messages == [first, second]
     assert bob.initial_message is first
     assert first.invitations == [bob]
+    assert [each.revision for each in first.revisions] == [1]
+    assert first.revisions[0].message is first
 
 
 async def test_from_a_user_to_what_is_its_own(session: AsyncSession) -> None:

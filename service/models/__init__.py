@@ -3,7 +3,7 @@
 from service.models.base import Base
 from service.models.conversation import Conversation
 from service.models.event import Era, Event
-from service.models.message import Message
+from service.models.message import Message, MessageRevision
 from service.models.participant import Participant
 from service.models.password import PasswordFailure
 from service.models.request import Request
@@ -16,6 +16,7 @@ __all__ = [
     "Era",
     "Event",
     "Message",
+    "MessageRevision",
     "Participant",
     "PasswordFailure",
     "Request",

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
+from sqlalchemy import Column, Executable
 from sqlalchemy import Connection as SyncConnection
-from sqlalchemy import Executable
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import PoolProxiedConnection
 
@@ -94,15 +94,20 @@ class Repository:
 
 
 def columns_of(table: str, alias: str, *, but: str = "", prefix: str = "") -> str:
-    """Every column of a table by name: a plan must not go stale because one is added.
+    """Every column that is read, by name: a plan must not go stale because one is added.
 
     With a prefix they are told from those of another table in the same row; see `part`.
     """
     return ", ".join(
         f"{alias}.{column.name}" + (f" AS {prefix}{column.name}" if prefix else "")
-        for column in tables[table].columns
+        for column in read_columns(table)
         if column.name != but
     )
+
+
+def read_columns(table: str) -> list[Column[Any]]:
+    """The columns of a table but those that only PostgreSQL looks into."""
+    return [column for column in tables[table].columns if not column.info.get("never_read")]
 
 
 def part(row: Row, prefix: str) -> Row | None:

@@ -1,19 +1,30 @@
-from collections.abc import Iterator, Sequence
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, update
+from sqlalchemy import cast, func, insert, update
+from sqlalchemy.dialects.postgresql import TSVECTOR
 
 from service.domain import EventType
 from service.models.base import HAS_METADATA
-from service.repositories.base import Mark, Repository, Row, columns_of, tables
+from service.repositories.base import (
+    Mark,
+    Repository,
+    Row,
+    columns_of,
+    tables,
+)
 from service.repositories.events import Events, Fact
 from service.repositories.visibility import IS_UNREAD, SEES, readable
+from service.rules import search
+from service.rules.edits import editor_of
 from service.rules.messages import Accepted, Append, Numbered, Outcome, Reference, State, decide
 
 messages = tables["messages"]
+revisions = tables["message_revisions"]
 conversations = tables["conversations"]
 
 MESSAGE = columns_of("messages", "m")
@@ -59,20 +70,20 @@ draft AS MATERIALIZED (
   SELECT k.*, greatest(now.at, c.last_message_at) AS created_at
   FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::uuid[], $6::uuid[],
               $7::text[], $8::text[], $9::text[], $10::int[], $11::int[], $12::int[], $13::text[],
-              $14::uuid[], $15::uuid[], $16::timestamptz[], $17::text[])
+              $14::uuid[], $15::uuid[], $16::timestamptz[], $17::text[], $18::text[])
     AS k(conversation_id, id, sequence, version, actor_id, sender_id, role, content, metadata,
          tokens_used, input_tokens, output_tokens, model, reply_to_message_id, parent_message_id,
-         sent_at, external_id)
+         sent_at, external_id, search)
   JOIN conversations c ON c.id = k.conversation_id AND c.id = ANY($1::uuid[])
   CROSS JOIN now
 ),
 stored AS (
   INSERT INTO messages (conversation_id, id, sequence, sender_id, role, content, metadata,
                         tokens_used, input_tokens, output_tokens, model, reply_to_message_id,
-                        parent_message_id, sent_at, external_id, created_at, updated_at)
+                        parent_message_id, sent_at, external_id, created_at, updated_at, search)
   SELECT conversation_id, id, sequence, sender_id, role, content, metadata::jsonb, tokens_used,
          input_tokens, output_tokens, model, reply_to_message_id, parent_message_id, sent_at,
-         external_id, created_at, created_at
+         external_id, created_at, created_at, search::tsvector
   FROM draft
   RETURNING conversation_id, sequence, created_at
 ),
@@ -103,7 +114,7 @@ told AS (
 ),
 recorded AS (
   INSERT INTO requests (conversation_id, key, payload_hash, sequence, message_count)
-  SELECT * FROM unnest($18::uuid[], $19::bytea[], $20::bytea[], $21::bigint[], $22::int[])
+  SELECT * FROM unnest($19::uuid[], $20::bytea[], $21::bytea[], $22::bigint[], $23::int[])
 )
 SELECT conversation_id, sequence, created_at, pg_current_xact_id()::text AS xid,
        left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline
@@ -124,6 +135,31 @@ CROSS JOIN LATERAL (
   OFFSET 0
 ) AS m
 WHERE {readable("m", "k")}
+"""
+
+# Newest first: what the message says now, then what it said before.
+REVISIONS = """
+WITH said AS (
+  SELECT revision, content, metadata, tokens_used,
+         CASE WHEN revision = 1 THEN sender_id ELSE edited_by_user_id END AS editor_id,
+         updated_at AS created_at
+  FROM messages WHERE conversation_id = $1 AND id = $2 AND deleted_at IS NULL
+  UNION ALL
+  SELECT r.revision, r.content, r.metadata, r.tokens_used, r.editor_id, r.created_at
+  FROM message_revisions r JOIN messages m ON m.conversation_id = r.conversation_id
+    AND m.id = r.message_id AND m.deleted_at IS NULL
+  WHERE r.conversation_id = $1 AND r.message_id = $2
+),
+page AS (
+  SELECT *, octet_length(content) + pg_column_size(metadata) AS size
+  FROM said WHERE $3::int IS NULL OR revision < $3 ORDER BY revision DESC LIMIT $4
+),
+sized AS (
+  SELECT *, sum(size) OVER (ORDER BY revision DESC) - size AS before, count(*) OVER () AS found
+  FROM page
+)
+SELECT revision, content, metadata, tokens_used, editor_id, created_at, found
+FROM sized WHERE before <= $5 ORDER BY revision DESC
 """
 
 # All that are there are told; of how many the contents are read, their size decides. OFFSET 0: each
@@ -269,6 +305,7 @@ class Messages(Repository):
             [row.parent_message_id for row in rows],
             [row.draft.sent_at for row in rows],
             [row.draft.external_id for row in rows],
+            await _words(rows),
             [conversation_id for conversation_id, _, _ in requested],
             [request.key for _, request, _ in requested],
             [request.payload_hash for _, request, _ in requested],
@@ -324,6 +361,53 @@ class Messages(Repository):
         # What came after the view was made is not in it.
         return sequence if sequence and sequence <= view["final_sequence"] else None
 
+    async def edit(
+        self, message: Row, changes: Row, *, after_version: int, actor_id: UUID | None
+    ) -> None:
+        """Store new values; what they replace is kept. The difference in tokens is counted."""
+        await self._connection.execute(
+            insert(revisions).values(
+                conversation_id=message["conversation_id"],
+                message_id=message["id"],
+                revision=message["revision"],
+                content=message["content"],
+                metadata=message["metadata"],
+                tokens_used=message["tokens_used"],
+                editor_id=editor_of(message),
+                created_at=message["updated_at"],
+            )
+        )
+        values = {
+            **changes,
+            "revision": message["revision"] + 1,
+            "edited_by_user_id": actor_id,
+            "updated_at": func.clock_timestamp(),
+        }
+        if "content" in changes:
+            words = search.vector(changes["content"], message["conversation_id"])
+            values["search"] = cast(words, TSVECTOR)
+        edited = {**message, **values}
+        await self._change(
+            edited,
+            values,
+            EventType.MESSAGE_UPDATED,
+            after_version=after_version,
+            actor_id=actor_id,
+            more_tokens=(edited["tokens_used"] or 0) - (message["tokens_used"] or 0),
+        )
+
+    async def revisions(
+        self, message: Row, *, after: int | None, limit: int, byte_limit: int
+    ) -> tuple[Sequence[Row], bool]:
+        """At most `limit` revisions of the message, newest first, beyond `after`, and whether there
+        are more; of a deleted message none. Stops before a page whose content passes `byte_limit`.
+        """
+        rows = await self._connection.fetch(
+            REVISIONS, message["conversation_id"], message["id"], after, limit + 1, byte_limit
+        )
+        more = len(rows) > limit or (len(rows) > 0 and len(rows) < rows[0]["found"])
+        return rows[:limit], more
+
     async def delete(self, message: Row, *, after_version: int, actor_id: UUID | None) -> None:
         """Make it a tombstone; what it said stays beneath, and so does what it cost."""
         mark = {"deleted_at": func.clock_timestamp(), "deleted_by_user_id": actor_id}
@@ -341,16 +425,32 @@ class Messages(Repository):
         after_version: int,
         actor_id: UUID | None,
     ) -> None:
+        values = {**mark, "mark_count": messages.c.mark_count + 1}
+        await self._change(message, values, type, after_version=after_version, actor_id=actor_id)
+
+    async def _change(
+        self,
+        message: Row,
+        values: Mapping[str, Any],
+        type: EventType,
+        *,
+        after_version: int,
+        actor_id: UUID | None,
+        more_tokens: int = 0,
+    ) -> None:
         conversation_id = message["conversation_id"]
         await self._connection.execute(
             update(messages)
             .where(messages.c.conversation_id == conversation_id, messages.c.id == message["id"])
-            .values(**mark, mark_count=messages.c.mark_count + 1)
+            .values(**values)
         )
         await self._connection.execute(
             update(conversations)
             .where(conversations.c.id == conversation_id)
-            .values(version=after_version + 1)
+            .values(
+                version=after_version + 1,
+                total_tokens_used=conversations.c.total_tokens_used + more_tokens,
+            )
         )
         told = Fact(
             type=type,
@@ -423,6 +523,17 @@ class Messages(Repository):
         rows = await self._connection.fetch(sql, *arguments, replan=metadata_contains != "{}")
         more = len(rows) > limit or (len(rows) > 0 and len(rows) < rows[0]["found"])
         return rows[:limit], more
+
+
+async def _words(rows: list[Numbered]) -> list[str]:
+    """The entry of each message in the search index."""
+
+    def make() -> list[str]:
+        return [search.vector(row.draft.content, row.conversation_id) for row in rows]
+
+    if sum(len(row.draft.content) for row in rows) < search.LONG_TEXT:
+        return make()
+    return await asyncio.to_thread(make)
 
 
 def _sequence(reference: Reference | None) -> int | None:

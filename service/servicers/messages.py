@@ -1,11 +1,13 @@
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 from parley.v1 import message_pb2 as pb
 from parley.v1 import message_pb2_grpc
-from service import paging, wire
+from service import masks, paging, wire
 from service.coalescer import lock_of
 from service.domain import MessageRole, MessageStatus
 from service.errors import NotFound
@@ -15,10 +17,17 @@ from service.lookups import Lookups, require_reader
 from service.paging import PageTokens, Position
 from service.repositories.base import Row
 from service.repositories.messages import WHOLE
-from service.rules import deletion
+from service.repositories.search import Place, Wanted
+from service.rules import deletion, edits
 from service.rules.messages import Append, Draft, Replayed
 from service.rules.requests import RequestId
-from service.rules.rights import require_may_delete, require_writable, user_not_found
+from service.rules.rights import (
+    require_may_delete,
+    require_may_edit,
+    require_writable,
+    user_not_found,
+)
+from service.rules.search import LONG_TEXT, Query
 from service.sending import Sender
 from service.store import Store, Transaction
 
@@ -66,6 +75,7 @@ class Asked:
     key: UUID | int
     etag: str
     request: RequestId | None
+    dry_run: bool = False
 
 
 # What a call does to a message of a conversation that is locked and seen by the caller; None where
@@ -292,6 +302,115 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
         newest: int = view["final_sequence"]
         return unread or (newest if newest >= view["first_sequence"] else None)
 
+    async def SearchMessages(
+        self, request: pb.SearchMessagesRequest, call: Call
+    ) -> pb.SearchMessagesResponse:
+        with Fields() as fields:
+            query = fields.query("query", request.query)
+            reference = (
+                fields.conversation("conversation_id", request.conversation_id)
+                if request.conversation_id
+                else None
+            )
+            sender = fields.user("sender_id", request.sender_id, required=False)
+            roles = fields.enums("roles", request.roles, MessageRole)
+            created_after, created_before = fields.span(
+                request, after="created_after", before="created_before"
+            )
+            limit = fields.page_size(request.page_size)
+
+        view = None
+        if reference:
+            view = await self._lookups.live_view(request.conversation_id, reference, call)
+            require_reader(view)
+        binding = paging.binding(call, request, view["id"] if view else None)
+        position = self._page_tokens.open(request.page_token, binding)
+        user = await self._lookups.user(sender) if sender else None
+        if sender and not user:
+            raise user_not_found("sender_id", request.sender_id)
+        wanted = Wanted(
+            query=str(query),
+            actor_id=call.actor_id,
+            view=view,
+            sender_id=user["id"] if user else None,
+            roles=roles,
+            created_after=created_after,
+            created_before=created_before,
+        )
+        async with self._store.snapshot() as snapshot:
+            rows, more = await snapshot.search.find(
+                wanted,
+                after=_found_place(position),
+                limit=limit,
+                byte_limit=paging.MAX_RESPONSE_BYTES,
+            )
+
+        results = await _results(rows, query)
+        response = pb.SearchMessagesResponse(results=results)
+        if more or len(results) < len(rows):
+            last = rows[len(results) - 1]
+            place = [*paging.place(last["created_at"], last["conversation_id"]), last["sequence"]]
+            response.next_page_token = self._page_tokens.seal(place, binding)
+        return response
+
+    async def UpdateMessage(
+        self, request: pb.UpdateMessageRequest, call: Call
+    ) -> pb.UpdateMessageResponse:
+        with Fields() as fields:
+            asked = _asked(fields, request, call, etag=_given_etag(request))
+            if request.update_mask.paths and not request.HasField("message"):
+                fields.reject("REQUIRED", "message")
+            values = _values(fields, request.message, masks.paths(fields, request, "message"))
+            patch = fields.metadata("metadata_patch", request.metadata_patch)
+
+        async def update(transaction: Transaction, view: Row, row: Row | None) -> UUID:
+            _require_may_edit(view, row["sender_id"] if row else call.actor_id, asked, call)
+            row = edits.require_editable(row, name=asked.key)
+            with Fields() as fields:
+                metadata = wire.patched(fields, {**row, **values}["metadata"], patch)
+            wanted = {**values, "metadata": metadata}
+            changes = edits.edit(row, wanted, etag=asked.etag, by_actor=call.actor is not None)
+            if changes:
+                await transaction.messages.edit(
+                    row, changes, after_version=view["version"], actor_id=call.actor_id
+                )
+            return _id(row)
+
+        row = await self._change(asked, call, update)
+        assert row is not None
+
+        message = wire.message(row)
+        return pb.UpdateMessageResponse(
+            message=wire.unmade(message) if request.validate_only else message
+        )
+
+    async def ListMessageRevisions(
+        self, request: pb.ListMessageRevisionsRequest, call: Call
+    ) -> pb.ListMessageRevisionsResponse:
+        with Fields() as fields:
+            reference = fields.conversation("conversation_id", request.conversation_id)
+            key = fields.message_key(request)
+            limit = fields.page_size(request.page_size)
+
+        view = await self._lookups.live_view(request.conversation_id, reference, call)
+        binding = paging.binding(call, request, view["id"])
+        position = self._page_tokens.open(request.page_token, binding)
+        message = await self._lookups.message(view, key)
+        async with self._store.snapshot() as snapshot:
+            rows, more = await snapshot.messages.revisions(
+                message,
+                after=int(position[0]) if position else None,
+                limit=limit,
+                byte_limit=paging.MAX_RESPONSE_BYTES,
+            )
+
+        revisions = paging.cut(map(wire.revision, rows))
+        response = pb.ListMessageRevisionsResponse(revisions=revisions)
+        if more or len(revisions) < len(rows):
+            last = revisions[-1].revision
+            response.next_page_token = self._page_tokens.seal([last], binding)
+        return response
+
     async def DeleteMessage(
         self, request: pb.DeleteMessageRequest, call: Call
     ) -> pb.DeleteMessageResponse:
@@ -344,6 +463,7 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
         id = await self._lookups.conversation_id(asked.conversation, asked.reference)
 
         async with self._store.transaction(lock=lock_of(id)) as transaction:
+            transaction.dry_run = asked.dry_run
             if done := await transaction.requests.find(asked.request, id):
                 call.mark_replayed()
                 return await _replay(transaction, asked, call, done)
@@ -422,15 +542,47 @@ def _window(fields: Fields, request: pb.ListMessagesRequest, call: Call) -> Wind
 
 
 def _asked(
-    fields: Fields, request: pb.DeleteMessageRequest | pb.UndeleteMessageRequest, call: Call
+    fields: Fields,
+    request: pb.UpdateMessageRequest | pb.DeleteMessageRequest | pb.UndeleteMessageRequest,
+    call: Call,
+    etag: tuple[str, str] | None = None,
 ) -> Asked:
     return Asked(
         conversation=request.conversation_id,
         reference=fields.conversation("conversation_id", request.conversation_id),
         key=fields.message_key(request),
-        etag=fields.etag("etag", request.etag),
+        etag=fields.etag(*(etag or ("etag", request.etag))),
         request=fields.request_id(call, request),
+        dry_run=isinstance(request, pb.UpdateMessageRequest) and request.validate_only,
     )
+
+
+def _given_etag(request: pb.UpdateMessageRequest) -> tuple[str, str]:
+    """The request's own etag, or the one inside the resource, and the field that holds it."""
+    if request.etag:
+        return "etag", request.etag
+    return "message.etag", request.message.etag
+
+
+def _values(fields: Fields, message: pb.Message, names: set[str]) -> dict[str, Any]:
+    """Those of the values that clients may change which are asked for."""
+    read: dict[str, Callable[[], Any]] = {
+        "content": lambda: fields.content("message.content", message.content),
+        "metadata": lambda: fields.metadata("message.metadata", message.metadata),
+        "model": lambda: fields.line("message.model", message.model, limit=128),
+        **{
+            name: partial(fields.count, f"message.{name}", message, name)
+            for name in ("tokens_used", "input_tokens", "output_tokens")
+        },
+    }
+    return {name: value() for name, value in read.items() if name in names}
+
+
+def _require_may_edit(view: Row, sender_id: UUID | None, asked: Asked, call: Call) -> None:
+    """Raise unless the caller may edit the sender's message here and now."""
+    if call.actor:
+        require_may_edit(view, sender_id, actor_id=call.actor.id, conversation=asked.conversation)
+    require_writable(view)
 
 
 def _require_may_delete(view: Row, owner_id: UUID | None, asked: Asked, call: Call) -> None:
@@ -464,3 +616,20 @@ def _id(message: Row) -> UUID:
 def _place(position: Position | None) -> tuple[int | None, bool]:
     """The sequence beyond which a page lies, and whether it lies on the side of the first page."""
     return (int(position[0]), position[1] == "previous") if position else (None, False)
+
+
+async def _results(rows: Sequence[Row], query: Query) -> list[pb.SearchResult]:
+    """As many of the messages as fit into one response, and where they match."""
+
+    def make() -> list[pb.SearchResult]:
+        return paging.cut(wire.search_result(row, query) for row in rows)
+
+    if sum(len(row["content"]) for row in rows) < LONG_TEXT:
+        return make()
+    return await asyncio.to_thread(make)
+
+
+def _found_place(position: Position | None) -> Place | None:
+    """The message beyond which a page of search results lies."""
+    place = paging.time_and_id(position)
+    return (*place, int(position[2])) if place and position else None
