@@ -57,6 +57,8 @@ class Meter:
         self.seconds = 1.0
         self._stored = stored
         self._bodies = corpus.bodies(BODIES)
+        # What people would look for: two words in a row.
+        self._queries = [" ".join(each.split()[:2]) for each in self._bodies if each.strip()]
         self._imports = 0
 
     async def calls(
@@ -77,7 +79,7 @@ class Meter:
             self._stage.postmaster,
             method=method,
             conversations=conversations,
-            bodies=self._bodies,
+            bodies=self._queries if method == "SearchMessages" else self._bodies,
             seconds=self.seconds,
             in_flight=in_flight,
             page_size=page_size,

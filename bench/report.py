@@ -15,8 +15,7 @@ HEADINGS = (
 )  # fmt: skip
 CHECKED = "What was acknowledged was counted after each run: it is stored, once, without gaps."
 LEFT_OUT = (
-    "Not measured yet: the inbox. Not served yet: Watch, search, several workers.",
-    "Not measured, because it takes too long: 10 million stored messages.",
+    "Not measured yet: Watch. With 10 million stored messages: `make bench-scale`, docs/scale.md.",
 )
 
 
@@ -80,6 +79,24 @@ def rows(results: Results, memory: tuple[float, float], starts: Sequence[float])
     alone, empty, transaction = (
         p50(results[name]) for name in ("alone", "alone empty", "transaction")
     )
+    conversation = p50(results["conversation alone"])
+
+    def against_conversation(work: str, name: str, *, floor: float | None, goal: float) -> Row:
+        return Row(
+            work=f"{work}, against GetConversation, one at a time",
+            ours=f"{p50(results[name]):.2f} ms",
+            limit=f"{conversation:.2f} ms",
+            value=p50(results[name]) / conversation,
+            cpu=(
+                middle(results[name], "server_micros"),
+                middle(results["conversation alone"], "server_micros"),
+                middle(results[name], "postgres_micros"),
+            ),
+            floor=floor,
+            goal=goal,
+            more_is_better=False,
+        )
+
     first, last = p50(results["first page"]), p50(results["last page"])
     at_rest, at_most = memory
     start = median(starts)
@@ -108,6 +125,11 @@ def rows(results: Results, memory: tuple[float, float], starts: Sequence[float])
               floor=0.50, goal=0.70),
         rates("ListMessages, pages of 50, 64 in flight", "list", "list empty",
               floor=0.50, goal=0.70),
+        against_conversation("inbox of 25 among 1,000 conversations", "inbox", floor=8, goal=5),
+        against_conversation("50 messages around one", "around", floor=None, goal=3),
+        against_conversation("search in a conversation", "search", floor=None, goal=5),
+        against_conversation("search in 1,000 conversations", "search all", floor=None, goal=40),
+        rates("two workers against one, SendMessage", "two workers", "send", floor=1.2, goal=1.5),
         Row(
             work="page 1,000 of a conversation against page 1",
             ours=f"{last:.2f} ms",

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from time import monotonic
@@ -52,13 +52,16 @@ Work = Callable[[], Awaitable[Run]]
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure Parley against its limits.")
     parser.add_argument("--quick", action="store_true", help="roughly, for the terminal alone")
-    is_quick = parser.parse_args().quick
+    parser.add_argument("--rounds", type=int, default=FULL.rounds)
+    parser.add_argument("--seconds", type=float, default=FULL.seconds)
+    given = parser.parse_args()
+    plan = replace(FULL, rounds=given.rounds, seconds=given.seconds)
     # Not where temporary files are: that may be memory, to which nothing is ever synced.
     folder = Path(tempfile.mkdtemp(prefix=".bench-", dir=ROOT))
     try:
         load = build_load(folder)
         os.sched_setaffinity(0, AROUND)
-        asyncio.run(bench(folder, load, QUICK if is_quick else FULL))
+        asyncio.run(bench(folder, load, QUICK if given.quick else plan))
     finally:
         shutil.rmtree(folder)
 
@@ -81,7 +84,7 @@ async def bench(folder: Path, load: Path, plan: Plan) -> None:
         await measure(meter, works, rounds=1, seconds=WARM_UP_SECONDS)
         results = await measure(meter, works, rounds=plan.rounds, seconds=plan.seconds)
         sweep: Results = {}
-        if plan is FULL:
+        if plan is not QUICK:
             sweep = await measure(
                 meter, sweep_works(on, meter), rounds=SWEEP_ROUNDS, seconds=SWEEP_SECONDS
             )
@@ -90,7 +93,7 @@ async def bench(folder: Path, load: Path, plan: Plan) -> None:
 
     rows = report.rows(results, memory=(at_rest, at_most), starts=starts)
     print(report.text(rows, results))
-    if plan is FULL:
+    if plan is not QUICK:
         document.write(ROOT / "docs", rows, results, sweep, plan.seconds)
         tell("wrote docs/performance.md")
 
@@ -113,6 +116,14 @@ async def all_works(on: Stage, meter: Meter, plan: Plan) -> dict[str, Work]:
         "conversation empty": lambda: meter.calls(empty, "GetConversation", on.wide),
         "list": lambda: meter.calls(parley, "ListMessages", on.wide),
         "list empty": lambda: meter.calls(empty, "ListMessages", on.wide),
+        "two workers": lambda: meter.calls(on.pair, "SendMessage", on.wide),
+        "conversation alone": lambda: meter.calls(parley, "GetConversation", on.wide, in_flight=1),
+        "inbox": lambda: meter.calls(
+            parley, "ListUserConversations", on.inbox, in_flight=1, page_size=25
+        ),
+        "search": lambda: meter.calls(parley, "SearchMessages", on.wide, in_flight=1),
+        "search all": lambda: meter.calls(parley, "SearchMessages", on.inbox, in_flight=1),
+        "around": lambda: meter.calls(parley, "ListAround", on.wide, in_flight=1, page_size=50),
         "first page": lambda: meter.calls(
             parley, "ListMessages", on.long, in_flight=1, page_size=on.page_size
         ),

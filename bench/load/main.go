@@ -62,6 +62,7 @@ var methods = map[string]method{
 	"SendMessage":     {"/parley.v1.MessageService/SendMessage", sendMessage},
 	"GetMessage":      {"/parley.v1.MessageService/GetMessage", getMessage},
 	"ListMessages":    {"/parley.v1.MessageService/ListMessages", listMessages},
+	"ListAround":      {"/parley.v1.MessageService/ListMessages", listAround},
 	"GetConversation": {"/parley.v1.ConversationService/GetConversation", getConversation},
 	"ListUserConversations": {
 		"/parley.v1.ConversationService/ListUserConversations", listUserConversations},
@@ -169,6 +170,12 @@ func getMessage(_ *job, to conversation) []byte {
 func listMessages(job *job, to conversation) []byte {
 	request := appendNumber(appendString(nil, 1, to.ID), 2, job.PageSize)
 	return appendString(request, 3, job.PageToken)
+}
+
+// A window around a message anywhere in the conversation.
+func listAround(job *job, to conversation) []byte {
+	request := appendNumber(appendString(nil, 1, to.ID), 2, job.PageSize)
+	return appendNumber(request, 12, 1+rand.Uint64N(uint64(to.LastSequence)))
 }
 
 func getConversation(_ *job, to conversation) []byte {
