@@ -73,7 +73,30 @@ class Meter:
     ) -> Run:
         """Call a method of a server for a while."""
         stored = self._stored
-        run = await drive(
+        run = await self.read(
+            target,
+            method,
+            conversations,
+            in_flight=in_flight,
+            page_token=page_token,
+            page_size=page_size,
+        )
+        if method == "SendMessage" and target is not self._stage.empty:
+            await self._require_stored(run.ok, exactly=not run.errors)
+        return replace(run, stored=stored)
+
+    async def read(
+        self,
+        target: Target,
+        method: str,
+        conversations: Group,
+        *,
+        in_flight: int,
+        page_token: str = "",
+        page_size: int = 50,
+    ) -> Run:
+        """The same, and nothing is counted afterwards."""
+        return await drive(
             self._load,
             target,
             self._stage.postmaster,
@@ -85,9 +108,6 @@ class Meter:
             page_size=page_size,
             page_token=page_token,
         )
-        if method == "SendMessage" and target is not self._stage.empty:
-            await self._require_stored(run.ok, exactly=not run.errors)
-        return replace(run, stored=stored)
 
     async def transaction(self) -> Run:
         """The same inserts in plain SQL, one at a time."""

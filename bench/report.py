@@ -58,8 +58,15 @@ class Row:
         return self.value >= bound if self.more_is_better else self.value <= bound
 
 
-def rows(results: Results, memory: tuple[float, float], starts: Sequence[float]) -> list[Row]:
-    """The table of budgets. `memory`: MiB at rest and at most; `starts`: seconds."""
+def rows(
+    results: Results,
+    memory: tuple[float, float],
+    steady: Sequence[float],
+    starts: Sequence[float],
+) -> list[Row]:
+    """The table of budgets. `memory`: MiB at rest and at most; `steady`: MiB in the course of mixed
+    calls; `starts`: seconds.
+    """
 
     def rates(work: str, ours: str, limit: str, *, floor: float, goal: float) -> Row:
         return Row(
@@ -142,6 +149,7 @@ def rows(results: Results, memory: tuple[float, float], starts: Sequence[float])
         rates("import against COPY, messages", "import", "copy", floor=0.20, goal=0.30),
         bound("memory at rest", at_rest, "MiB", floor=150, goal=120),
         bound("memory under load, at most", at_most, "MiB", floor=None, goal=200),
+        *([flat(steady)] if steady else []),
         bound("`make run` to the first answer, again", start, "s", floor=3, goal=2),
     ]  # fmt: skip
 
@@ -164,6 +172,21 @@ def table_of(rows: Sequence[Row]) -> str:
 def verdict(rows: Sequence[Row]) -> str:
     short = [row.work for row in rows if row.is_short]
     return f"Short of its floor: {'; '.join(short)}." if short else "Every floor is held."
+
+
+def flat(steady: Sequence[float]) -> Row:
+    """The last minute of five against the second: the first one fills pools and caches."""
+    fifth = len(steady) // 5
+    before, after = median(steady[fifth : 2 * fifth]), median(steady[-fifth:])
+    return Row(
+        work="memory in the 5th minute of mixed calls against the 2nd",
+        ours=f"{after:.0f} MiB",
+        limit=f"{before:.0f} MiB",
+        value=after / before,
+        floor=1.1,
+        goal=1.02,
+        more_is_better=False,
+    )
 
 
 def bound(work: str, value: float, unit: str, *, floor: float | None, goal: float) -> Row:

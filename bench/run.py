@@ -31,6 +31,7 @@ ROOT = Path(__file__).parent.parent
 WARM_UP_SECONDS = 0.5
 SWEEP_SECONDS, SWEEP_ROUNDS = 3.0, 3
 SETTLE_SECONDS = 1.0
+MIXED_SECONDS, SAMPLES = 300.0, 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +85,19 @@ async def bench(folder: Path, load: Path, plan: Plan) -> None:
         await measure(meter, works, rounds=1, seconds=WARM_UP_SECONDS)
         results = await measure(meter, works, rounds=plan.rounds, seconds=plan.seconds)
         sweep: Results = {}
+        steady: list[float] = []
         if plan is not QUICK:
             sweep = await measure(
                 meter, sweep_works(on, meter), rounds=SWEEP_ROUNDS, seconds=SWEEP_SECONDS
             )
+            steady = await resident_while_mixed(on, meter, seconds=MIXED_SECONDS)
         at_most, token = peak_mib(on.parley.process), on.parley.token
     starts, at_rest = await restarts(folder, token, plan.rounds)
 
-    rows = report.rows(results, memory=(at_rest, at_most), starts=starts)
+    rows = report.rows(results, memory=(at_rest, at_most), steady=steady, starts=starts)
     print(report.text(rows, results))
     if plan is not QUICK:
-        document.write(ROOT / "docs", rows, results, sweep, plan.seconds)
+        document.write(ROOT / "docs", rows, results, sweep, steady, plan.seconds)
         tell("wrote docs/performance.md")
 
 
@@ -167,6 +170,27 @@ async def measure(
             failed = f" ERRORS {run.errors}" if run.errors else ""
             tell(f"{number + 1}/{rounds} {name:20} {run.rate:9,.0f}/s  {told}{failed}")
     return results
+
+
+async def resident_while_mixed(on: Stage, meter: Meter, *, seconds: float) -> list[float]:
+    """MiB of Parley's process, SAMPLES times in the course of calls of every kind."""
+    meter.seconds = seconds
+    mixed = asyncio.gather(
+        meter.calls(on.parley, "SendMessage", on.wide, in_flight=16),
+        *(
+            meter.read(on.parley, method, on.wide, in_flight=8)
+            for method in ("GetMessage", "ListMessages", "GetConversation", "SearchMessages")
+        ),
+        meter.read(on.parley, "ListUserConversations", on.inbox, in_flight=2),
+    )
+    found = []
+    for number in range(SAMPLES):
+        await asyncio.sleep(seconds / SAMPLES)
+        found.append(resident_mib(on.parley.process))
+        if number % 10 == 9:
+            tell(f"mixed calls, {(number + 1) * seconds / SAMPLES:.0f} s: {found[-1]:.0f} MiB")
+    await mixed
+    return found
 
 
 async def last_page_token(on: Stage) -> str:
