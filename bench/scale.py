@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import psutil
@@ -274,7 +274,7 @@ class Explaining(Connection):
     async def fetch(self, sql: str, *arguments: object, replan: bool = False) -> list[Row]:
         rows = await self._database.fetch(f"EXPLAIN (ANALYZE, BUFFERS) {sql}", *arguments)
         self.plans.append("\n".join(row[0] for row in rows))
-        return list(await self._database.fetch(sql, *arguments))
+        return cast(list[Row], await self._database.fetch(sql, *arguments))
 
 
 async def plans(where: Archive) -> str:
