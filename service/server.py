@@ -29,16 +29,18 @@ from service.access import Gatekeeper, hash_of, new_token, split_token
 from service.certificates import CertificateError, Certificates
 from service.embedded import EmbeddedPostgres
 from service.errors import Unavailable
+from service.following import Follower
 from service.identity import Scope
 from service.interceptors import Handlers, Interceptors
 from service.limits import CallRate
 from service.logs import text_of
 from service.lookups import Lookups
-from service.paging import PageTokens
+from service.paging import FeedCursors, PageTokens
 from service.readiness import Readiness
 from service.reading import Reader
 from service.sending import Sender
 from service.servicers.conversations import ConversationServicer
+from service.servicers.events import EventServicer
 from service.servicers.messages import MessageServicer
 from service.servicers.participants import ParticipantServicer
 from service.servicers.users import UserServicer
@@ -84,6 +86,7 @@ class Server:
         self._settings = settings
         self.store = Store(database_url, pool_size=settings.pool_size)
         self.page_tokens = PageTokens()
+        self.follower = Follower(self.store)
         # Known once bound and, where this machine alone can call, once the database has answered.
         self.address = settings.address
         self.token: str | None = None
@@ -116,7 +119,11 @@ class Server:
                 ParticipantServicer(store, lookups, Reader(store), page_tokens),
             ),
             (message_pb2, "MessageService", MessageServicer(store, lookups, sender, page_tokens)),
-            (event_pb2, "EventService", None),
+            (
+                event_pb2,
+                "EventService",
+                EventServicer(store, lookups, self.follower, FeedCursors(page_tokens)),
+            ),
             (live_message_pb2, "LiveMessageService", None),
             (transfer_pb2, "TransferService", None),
             (usage_pb2, "UsageService", None),

@@ -33,6 +33,7 @@ from service.repositories.base import Connection, Mark
 from service.repositories.conversations import Conversations
 from service.repositories.cursors import Cursors
 from service.repositories.events import Events
+from service.repositories.feed import Feed
 from service.repositories.invitations import Invitations
 from service.repositories.messages import Messages
 from service.repositories.participants import Participants
@@ -162,6 +163,10 @@ class Snapshot:
     @cached_property
     def events(self) -> Events:
         return Events(self.connection)
+
+    @cached_property
+    def feed(self) -> Feed:
+        return Feed(self.connection)
 
     @cached_property
     def tokens(self) -> Tokens:

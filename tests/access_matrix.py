@@ -104,7 +104,7 @@ MATRIX = {
     "MessageService/DeleteMessage": "NF PD PD PD PD PD ok ok ok",
     "MessageService/UndeleteMessage": "NF PD PD PD PD PD ok ok ok",
     "EventService/Watch": "UI UI UI UI UI UI UI UI UI",
-    "EventService/ListEvents": "UI UI UI UI UI UI UI UI UI",
+    "EventService/ListEvents": "NF PD ok ok ok ok ok ok ok",
     "LiveMessageService/StreamMessage": "UI UI UI UI UI UI UI UI UI",
     "LiveMessageService/GetLiveMessage": "UI UI UI UI UI UI UI UI UI",
     "LiveMessageService/ListLiveMessages": "UI UI UI UI UI UI UI UI UI",
@@ -309,6 +309,9 @@ REQUESTS: dict[str, Build] = {
     "MessageService/ListMessages": _message("ListMessagesRequest"),
     "MessageService/DeleteMessage": _message("DeleteMessageRequest", sequence=1),
     "MessageService/UndeleteMessage": _message("UndeleteMessageRequest", sequence=1),
+    "EventService/ListEvents": lambda world, _: event_pb2.ListEventsRequest(
+        conversation_id=world.conversation_id
+    ),
 }
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ FLOORS = [
     {"store"},
     {"coalescer"},
     {"lookups", "readiness", "reading", "sending", "wire"},
+    {"following"},
     {"access", "servicers"},
     {"interceptors", "tokens"},
     {"server"},

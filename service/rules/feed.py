@@ -118,8 +118,8 @@ def told(facts: Sequence[Fact], visible: Sequence[bool]) -> list[tuple[int, int]
     return events
 
 
-def may_see_people(view: Mapping[str, Any] | None) -> bool:
-    """Whether others' participants are shown to whoever has this view."""
+def is_whole(view: Mapping[str, Any] | None) -> bool:
+    """Whether the conversation, and everybody in it, is shown as to any other who is joined."""
     return view is not None and (
         view["actor_id"] is None or view["status"] == ParticipantStatus.JOINED
     )
