@@ -60,10 +60,16 @@ class Follower:
         self._store = store
         # A page of history is heavy: two at a time, so that connections are left for others.
         self._history = Batcher(self._read, max_items=1, concurrency=2)
+        # What is new is little, and the same for many.
+        self._news = Batcher(self._read, max_items=2_000)
 
     async def read(self, ask: Ask) -> Page:
         """The next page; raises for who may not see any more."""
         return await self._history.submit(ask)
+
+    async def read_new(self, ask: Ask) -> Page:
+        """The same, for one of many who wait at the end of the log."""
+        return await self._news.submit(ask)
 
     async def _read(self, asks: list[Ask]) -> list[Page | ParleyError]:
         async with self._store.snapshot() as snapshot:

@@ -27,6 +27,7 @@ from parley.v1 import (
 from service import schema
 from service.access import Gatekeeper, hash_of, new_token, split_token
 from service.certificates import CertificateError, Certificates
+from service.doorbell import Doorbell
 from service.embedded import EmbeddedPostgres
 from service.errors import Unavailable
 from service.following import Follower
@@ -46,6 +47,7 @@ from service.servicers.participants import ParticipantServicer
 from service.servicers.users import UserServicer
 from service.settings import ConfigurationError, Settings, require_private
 from service.store import Store
+from service.watching import Watching
 
 log = structlog.get_logger()
 
@@ -86,16 +88,20 @@ class Server:
         self._settings = settings
         self.store = Store(database_url, pool_size=settings.pool_size)
         self.page_tokens = PageTokens()
-        self.follower = Follower(self.store)
+        # Where to hear of what other processes commit; a pooler would swallow it.
+        self.doorbell = Doorbell(settings.listen_url or database_url)
+        self.store.on_commit = self.doorbell.ring
+        follower = Follower(self.store)
+        self.watching = Watching(self.store, follower, self.doorbell)
         # Known once bound and, where this machine alone can call, once the database has answered.
         self.address = settings.address
         self.token: str | None = None
         self.tls_chain = settings.tls_chain
         self._server = grpc.aio.server(options=OPTIONS)
         self._tasks: list[asyncio.Task[None]] = []
-        self._build()
+        self._build(follower)
 
-    def _build(self) -> None:
+    def _build(self, follower: Follower) -> None:
         store, page_tokens = self.store, self.page_tokens
         lookups = Lookups(store)
         sender = Sender(store)
@@ -122,7 +128,7 @@ class Server:
             (
                 event_pb2,
                 "EventService",
-                EventServicer(store, lookups, self.follower, FeedCursors(page_tokens)),
+                EventServicer(store, lookups, follower, self.watching, FeedCursors(page_tokens)),
             ),
             (live_message_pb2, "LiveMessageService", None),
             (transfer_pb2, "TransferService", None),
@@ -193,6 +199,8 @@ class Server:
         self._tasks = [
             asyncio.create_task(self.readiness.watch()),
             asyncio.create_task(self._prune()),
+            asyncio.create_task(self.doorbell.run()),
+            asyncio.create_task(self.watching.run()),
         ]
 
     async def stop(self) -> None:

@@ -7,7 +7,7 @@ checks at once would check the past.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -213,6 +213,8 @@ class Store:
         # Kept by whoever pings. While False, calls are refused at once instead of waiting.
         self.reachable = True
         self.writable = True
+        # Called whenever something was committed.
+        self.on_commit: Callable[[], None] = lambda: None
         # Whoever waits for a lock holds a connection: half of them at the most, so that a
         # conversation that many want to change takes none from those who want to read.
         self._waiting = asyncio.Semaphore(pool_size // 2)
@@ -253,6 +255,8 @@ class Store:
                 await driver.execute("ROLLBACK")
             else:
                 await self._commit(connection, driver, mark)
+                if mark:
+                    self.on_commit()
 
     @asynccontextmanager
     async def _begun(self, lock: int | None) -> AsyncIterator[tuple[AsyncConnection, Any]]:
@@ -361,6 +365,19 @@ class Store:
         if status is None or (status == "committed" and not is_ours):
             return "unknown"
         return "committed" if status == "committed" else "aborted"
+
+
+@asynccontextmanager
+async def line(url: str) -> AsyncIterator[Any]:
+    """A driver's connection outside the pools, for as long as it holds; raises Unavailable."""
+    engine = _engine(url, SESSION, pool_size=1, pool_wait=PING_SECONDS)
+    try:
+        async with _checkout(engine) as (_, driver):
+            yield driver
+    except (*LOST, exc.SQLAlchemyError, asyncpg.PostgresError) as error:
+        raise Unavailable("DATABASE_UNAVAILABLE") from _cause(error)
+    finally:
+        await engine.dispose()
 
 
 @asynccontextmanager

@@ -308,6 +308,10 @@ class Client:
                 return found
             scope["resume_cursor"] = page.cursor
 
+    def watch(self, **asked: Any) -> Any:
+        """A stream of events, which ends when the test has seen enough."""
+        return self.events.Watch(event_pb2.WatchRequest(**asked), timeout=60)
+
     async def seen(self, conversation: Conversation) -> Conversation:
         """The conversation as this client sees it now."""
         request = conversation_pb2.GetConversationRequest(conversation_id=conversation.id)

@@ -1,3 +1,5 @@
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -11,6 +13,7 @@ from service.lookups import Lookups, require_reader
 from service.paging import FeedCursors
 from service.rules.feed import BEGINNING, Head, Place, Subject, require_present
 from service.store import Store
+from service.watching import Watching
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +29,17 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
     """What happened, in order."""
 
     def __init__(
-        self, store: Store, lookups: Lookups, follower: Follower, cursors: FeedCursors
+        self,
+        store: Store,
+        lookups: Lookups,
+        follower: Follower,
+        watching: Watching,
+        cursors: FeedCursors,
     ) -> None:
         self._store = store
         self._lookups = lookups
         self._follower = follower
+        self._watching = watching
         self._cursors = cursors
 
     async def ListEvents(self, request: pb.ListEventsRequest, call: Call) -> pb.ListEventsResponse:
@@ -48,6 +57,24 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
             caught_up=page.caught_up,
             incomplete=page.incomplete,
         )
+
+    async def Watch(self, request: pb.WatchRequest, call: Call) -> AsyncIterator[pb.WatchResponse]:
+        with Fields() as fields:
+            scope = _scope(fields, request, call)
+            if request.WhichOneof("start") == "oldest" and not request.oldest:
+                fields.reject("INVALID_VALUE", "oldest", rule="it must be true, or not be given")
+
+        subject, head = await self._find(scope, call)
+        start = BEGINNING if request.oldest else head.newest
+        place = self._place(request.resume_cursor, subject, head, call) or start
+        async with aclosing(self._watching.follow(subject, place, call.actor_id)) as pages:
+            async for page in pages:
+                yield pb.WatchResponse(
+                    events=page.events,
+                    cursor=self._cursor(page.place, subject, head, call),
+                    caught_up=page.caught_up,
+                    incomplete=page.incomplete,
+                )
 
     async def _find(self, scope: Scope, call: Call) -> tuple[Subject, Head]:
         """What is asked for, if the caller may read it at all, and how far the log goes there."""

@@ -585,11 +585,12 @@ async def test_pages_give_the_same_events_however_many_at_a_time(
 ) -> None:
     for n in range(3):
         await world.parley.message(world.talk, world.ada, f"number {n}")
-    asked: dict[str, Any] = {
+    scopes: dict[str, dict[str, Any]] = {
         "conversation": {"conversation_id": world.talk.id},
         "user": {"user_id": world.bob.id},
         "everything": {"everything": True},
-    }[scope]
+    }
+    asked = scopes[scope]
     whole = await world.parley.list_events(**asked)
     found, sizes, cursor, caught_up = [], [], "", False
 
@@ -616,7 +617,7 @@ async def test_a_page_ends_at_a_mebibyte(world: World) -> None:
     for _ in range(6):
         await world.parley.message(world.talk, world.ada, "x" * 250_000)
 
-    pages = []
+    pages: list[Any] = []
     cursor = ""
     while not (pages and pages[-1].caught_up):
         pages.append(
