@@ -66,6 +66,11 @@ class Watching:
         self._watches: Counter[UUID | None] = Counter()
         self._waiting: set[Waiter] = set()
 
+    @property
+    def count(self) -> int:
+        """How many watches there are."""
+        return self._watches.total()
+
     async def follow(
         self, subject: Subject, place: Place, actor_id: UUID | None
     ) -> AsyncGenerator[Page, None]:
@@ -144,7 +149,7 @@ class Watching:
     def _counted(self, actor_id: UUID | None) -> Iterator[None]:
         if actor_id and self._watches[actor_id] >= MAX_WATCHES_OF_ACTOR:
             raise ResourceExhausted("RATE_LIMITED", subject="watches of this actor")
-        if self._watches.total() >= MAX_WATCHES:
+        if self.count >= MAX_WATCHES:
             raise ResourceExhausted("RATE_LIMITED", subject="watches of this server")
         self._watches[actor_id] += 1
         try:

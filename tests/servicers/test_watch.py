@@ -320,12 +320,12 @@ async def test_a_client_that_goes_leaves_nothing(
     watchers = [Watcher(parley.watch(conversation_id=talk.id)) for _ in range(50)]
     for each in watchers:
         await each.next()
-    assert server.watching._watches.total() == 50
+    assert server.watching.count == 50
     for each in watchers:
         each.call.cancel()
 
     async with asyncio.timeout(1):
-        while server.watching._watches or server.watching._waiting:
+        while server.watching.count:
             await asyncio.sleep(0.02)
 
 
@@ -338,7 +338,7 @@ async def test_a_client_that_reads_nothing_is_let_go(
     call = parley.watch(conversation_id=talk.id, oldest=True)
     first = await call.read()
     async with asyncio.timeout(5):
-        while server.watching._watches:
+        while server.watching.count:
             await asyncio.sleep(0.05)
 
     seen = [first]
