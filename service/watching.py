@@ -103,6 +103,9 @@ class Watching:
                 if self._waiting:
                     await self._look()
             except ParleyError:
+                # Whoever reads now finds out for how long the database is away.
+                for each in self._waiting:
+                    each.woken.set()
                 await asyncio.sleep(POLL_SECONDS)
             except Exception:
                 log.exception("defect")

@@ -20,6 +20,7 @@ from service.server import Server
 from service.settings import load
 
 from ..make import USER, Client, Conversation, Event, User, failure
+from ..proxy import proxy
 
 
 class Watcher:
@@ -402,3 +403,29 @@ async def test_a_drain_ends_watches_which_go_on_elsewhere(
     assert (ended.code, ended.reason) == ("UNAVAILABLE", "SHUTTING_DOWN")
     again = await parley.log(conversation_id=talk.id, resume_cursor=watcher.cursor)
     assert [event.message.content for event in again] == ["after"]
+
+
+async def test_a_watch_ends_when_the_database_is_away_for_long(
+    parley: Client,
+    talk: Conversation,
+    postgres: EmbeddedPostgres,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watching, "PATIENCE_SECONDS", 1.0)
+    async with proxy(tmp_path, postgres.url) as between:
+        server = Server(load(address="127.0.0.1:0", data_dir=tmp_path), between.url)
+        server.bind()
+        await server.start()
+        await server.readiness.ready.wait()
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            watcher = Watcher(Client(channel, parley.token).watch(conversation_id=talk.id))
+            await watcher.next()
+            between.cut()
+            await parley.update(talk, title="told all the same")
+            await watcher.until(5)
+            await between.close()
+            ended = await failure(watcher.next())
+        await server.stop()
+
+    assert (ended.code, ended.reason) == ("UNAVAILABLE", "DATABASE_UNAVAILABLE")
