@@ -69,8 +69,9 @@ async def parley(
     assert server.token
     yield Client(channel, server.token)
     # One that has just been cut may still read, and meet what is done here.
-    while server.watching.count:
-        await asyncio.sleep(0.05)
+    async with asyncio.timeout(5):
+        while server.watching.count:
+            await asyncio.sleep(0.05)
     await database.execute(f"TRUNCATE {TABLES}")
 
 

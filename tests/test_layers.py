@@ -31,7 +31,7 @@ FLOORS = [
     {"following"},
     {"watching"},
     {"access", "servicers"},
-    {"interceptors", "tokens"},
+    {"interceptors", "tokens", "watcher"},
     {"server"},
     {"cli"},
     {"__main__"},
@@ -49,7 +49,7 @@ KNOWS = {
         "the driver's errors stop at the store, so that nobody else need know them",
     ),
     "grpc": (
-        {"certificates", "importer", "interceptors", "readiness", "server"},
+        {"certificates", "importer", "interceptors", "readiness", "server", "watcher"},
         "a servicer takes a request and a Call, so that what surrounds a call is written once",
     ),
     "google": (
@@ -57,7 +57,7 @@ KNOWS = {
         "rules and repositories speak the domain's words; wire is where they meet protobuf",
     ),
     "parley": (
-        {"access", "importer", "server", "servicers", "wire"},
+        {"access", "importer", "server", "servicers", "watcher", "wire"},
         "rules and repositories speak the domain's words; wire is where they meet protobuf",
     ),
     # Not a library: what ends a call.
