@@ -6,7 +6,7 @@ shown.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from uuid import UUID
 
 from service import wire
@@ -29,6 +29,8 @@ from service.store import Snapshot, Store
 # What a withheld event weighs, and what a field adds to what it holds.
 ENVELOPE_BYTES = 64
 UNKNOWN = float("inf")
+# How many events are looked through for how many users.
+MIN_SCANNED, MAX_FACTS = 100, 20_000
 
 Person = tuple[UUID, UUID | None]
 
@@ -99,10 +101,9 @@ async def _stretches(snapshot: Snapshot, asks: list[Ask]) -> Stretches:
     found: dict[tuple[Subject, Place], Stretch] = {}
     limit = max(ask.limit for ask in asks) + 1
     wanted = {(ask.subject, ask.place) for ask in asks}
-    told = [(s.conversation_id, place) for s, place in wanted if s.conversation_id]
-    for (id, place), facts in zip(
-        told, await snapshot.feed.of_conversations(told, limit=limit) if told else (), strict=True
-    ):
+    narrow = [(s.conversation_id, place) for s, place in wanted if s.conversation_id]
+    logs = await snapshot.feed.of_conversations(narrow, limit=limit) if narrow else []
+    for (id, place), facts in zip(narrow, logs, strict=True):
         found[Subject(conversation_id=id), place] = _stretch(place, facts, limit)
     for place in {place for _, place in wanted}:
         if (Subject(), place) in wanted:
@@ -110,8 +111,8 @@ async def _stretches(snapshot: Snapshot, asks: list[Ask]) -> Stretches:
             found[Subject(), place] = _stretch(place, facts, limit)
         users = [s.user_id for s, at in wanted if s.user_id and at == place]
         if users:
-            # One alone may have far to go; of many together, each gets all that is looked through.
-            scanned = MAX_SCANNED if len(users) == 1 else limit - 1
+            # Of few, each may have far to go; of many, each gets all that is looked through.
+            scanned = min(MAX_SCANNED, max(MIN_SCANNED, MAX_FACTS // len(users)))
             each = await snapshot.feed.of_users(place, users, scanned=scanned)
             found |= {(Subject(user_id=id), place): stretch for id, stretch in each.items()}
     return [found[ask.subject, ask.place] for ask in asks]
@@ -161,7 +162,8 @@ async def _within_reach(
             reached.append(PermissionDenied("ACCESS_LOST"))
         elif isinstance(stretch, Stretch):
             facts = [fact for fact in stretch.facts if fact["version"] <= last]
-            reached.append(replace(stretch, facts=facts, is_last=False))
+            end = Place.of(facts[-1]) if facts else ask.place
+            reached.append(Stretch(facts, end, is_last=False))
     return reached
 
 
@@ -244,7 +246,7 @@ def _page(
         ],
         place=stretch.end if is_all else Place.of(facts[-1]) if facts else ask.place,
         caught_up=is_all and stretch.is_last,
-        incomplete=incomplete,
+        incomplete=incomplete or (is_all and stretch.is_cut),
     )
 
 

@@ -25,7 +25,8 @@ log = structlog.get_logger()
 
 MAX_WATCHES = 2_000
 MAX_WATCHES_OF_ACTOR = 32
-MAX_EVENTS = 500
+# More than one call can make: a conversation with 1,000 participants.
+MAX_EVENTS = 1_100
 HEARTBEAT_SECONDS = 15.0
 # A ring may be lost, and the horizon moves without one.
 POLL_SECONDS = 0.1

@@ -133,11 +133,15 @@ Person = tuple[UUID, UUID]
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Some of the log: its events, where it ends, and whether that is as far as can be read."""
+    """Some of the log: its events, where it ends, and whether that is as far as can be read.
+
+    `is_cut`: it may end amid what one call made.
+    """
 
     facts: Sequence[Row]
     end: Place
     is_last: bool
+    is_cut: bool = False
 
 
 class Feed(Repository):
@@ -175,10 +179,15 @@ class Feed(Repository):
         rows = await self._connection.fetch(OF_USERS, *_columns(place), user_ids, scanned)
         end = Place.of(rows[-1]) if rows else place
         is_last = not rows or rows[-1]["position"] < scanned
-        facts: dict[UUID | None, list[Row]] = {}
+        found: dict[UUID | None, list[Row]] = {}
         for row in rows:
-            facts.setdefault(row["reader_id"], []).append(row)
-        return {user_id: Stretch(facts.get(user_id, ()), end, is_last) for user_id in user_ids}
+            found.setdefault(row["reader_id"], []).append(row)
+        stretches = {}
+        for user_id in user_ids:
+            facts = found.get(user_id, [])
+            is_cut = not is_last and bool(facts) and Place.of(facts[-1]) == end
+            stretches[user_id] = Stretch(facts, end, is_last, is_cut)
+        return stretches
 
     async def stirred(
         self, place: Place, user_ids: Collection[UUID]

@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from parley.v1 import access_pb2, conversation_pb2, message_pb2, participant_pb2
+from service import following
 from service.coalescer import lock_of
 from service.embedded import EmbeddedPostgres
 from service.repositories import feed
@@ -359,9 +360,9 @@ async def test_a_leaver_reads_up_to_the_event_of_its_leaving(world: World) -> No
 
 async def test_who_comes_back_reads_on_with_its_old_cursor(world: World) -> None:
     await world.parley.leave(world.talk, world.bob)
+    await world.parley.message(world.talk, world.ada, "meanwhile")
     bob = world.acting(world.bob)
     page = await bob.list_events(conversation_id=world.talk.id)
-    await world.parley.message(world.talk, world.ada, "meanwhile")
     await world.parley.add(world.talk, world.bob, invited_by_user_id=world.ada.id)
 
     seen = await bob.log(conversation_id=world.talk.id, resume_cursor=page.cursor)
@@ -462,6 +463,32 @@ async def test_what_a_user_may_no_longer_see_is_withheld_from_it(world: World) -
         "Tea?",
         "my words",
     ]
+
+
+@pytest.mark.parametrize("scanned", [1, 2, 3])
+async def test_a_user_finds_its_events_among_all_others(
+    world: World, monkeypatch: pytest.MonkeyPatch, scanned: int
+) -> None:
+    """However few events are looked through at a time."""
+    for _ in range(5):
+        await world.parley.conversation(world.ada, first="not for bob")
+    await world.parley.message(world.talk, world.ada, "for bob")
+    whole = await world.parley.log(user_id="bob")
+
+    monkeypatch.setattr(following, "MAX_SCANNED", scanned)
+    found, cursor, pages = [], "", 0
+    while True:
+        page = await world.acting(world.bob).list_events(user_id="bob", resume_cursor=cursor)
+        found += page.events
+        cursor = page.cursor
+        pages += 1
+        if page.caught_up:
+            break
+        # Whoever is cut off amid what one call made is told so.
+        assert page.incomplete or not page.events or page.events[-1].version != 3
+
+    assert lines(found, world) == lines(whole, world)
+    assert pages > 20 // scanned
 
 
 async def test_an_invitation_taken_back_is_told_without_the_participant(world: World) -> None:

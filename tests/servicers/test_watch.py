@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +214,35 @@ async def test_an_invitation_rings_at_its_invitee(
     assert event.participant.user_id == cleo.id
     assert [event.version for event in watcher.events] == [6, 7, 8]
     assert watcher.events[-1].message == sent
+
+
+async def test_many_who_watch_the_same_see_what_each_of_them_may(
+    parley: Client, ada: User, bob: User, talk: Conversation
+) -> None:
+    dan = await parley.user("dan")
+    await parley.add(talk, dan, invited_by_user_id=ada.id, hide_history=True)
+    clients = [parley, parley.acting_as(bob), parley.acting_as(dan)]
+    async with AsyncExitStack() as open_watches:
+        watchers = [
+            await open_watches.enter_async_context(watch(client, **asked))
+            for asked in ({"conversation_id": talk.id}, {"user_id": dan.id})
+            for client in clients
+            if "user_id" not in asked or client is not clients[1]
+        ]
+        for each in watchers:
+            await each.next()
+        await parley.delete_message(talk, sequence=1)
+        sent = await parley.message(talk, ada, "for all")
+        for each in watchers:
+            await each.until(7)
+
+    shown = [[event.HasField("message") for event in each.events] for each in watchers]
+    assert [len(each) for each in shown] == [2] * 5
+    assert all(each.events[1].message == sent for each in watchers)
+    # The system sees all; bob, what was before dan came.
+    assert [each[0] for each in shown] == [True, True, False, True, False]
+    for hidden in (watchers[2], watchers[4]):
+        assert hidden.events[0].type == Event.TYPE_WITHHELD
 
 
 @pytest.mark.parametrize("how", ["leave", "remove"])
