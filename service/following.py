@@ -26,8 +26,9 @@ from service.rules.feed import (
 )
 from service.store import Snapshot, Store
 
-# What a withheld event weighs, and what a field adds to what it holds.
+# What a withheld event weighs, and what an event's place in a response adds to it.
 ENVELOPE_BYTES = 64
+# Of a message that was not looked up, since there are too many bytes before it.
 UNKNOWN = float("inf")
 # How many events are looked through for how many users.
 MIN_SCANNED, MAX_FACTS = 100, 20_000
@@ -187,7 +188,6 @@ async def _messages(
     Those who see the same of a conversation share one look-up.
     """
     wanted: dict[tuple[UUID, int, int, int, UUID | None], tuple[Row, int]] = {}
-    sharers: Messages = {}
     shared: dict[tuple[UUID, UUID | None, int], tuple[UUID, int, int, int, UUID | None]] = {}
     for ask, stretch in zip(asks, stretches, strict=True):
         for fact in stretch.facts[: ask.limit] if isinstance(stretch, Stretch) else ():
@@ -198,11 +198,11 @@ async def _messages(
             key = (view["id"], fact["sequence"], *window)
             wanted[key] = (view, fact["sequence"])
             shared[view["id"], ask.actor_id, fact["sequence"]] = key
-    if wanted:
-        rows = await snapshot.feed.messages(list(wanted.values()), byte_limit=MAX_RESPONSE_BYTES)
-        found = dict(zip(wanted, rows, strict=True))
-        sharers = {reader: found[key] for reader, key in shared.items()}
-    return sharers
+    if not wanted:
+        return {}
+    rows = await snapshot.feed.messages(list(wanted.values()), byte_limit=MAX_RESPONSE_BYTES)
+    found = dict(zip(wanted, rows, strict=True))
+    return {reader: found[key] for reader, key in shared.items()}
 
 
 def _page(
