@@ -45,9 +45,12 @@ class Doorbell:
     async def run(self) -> None:
         """Carry rings between the processes, whenever the database is there."""
         while True:
-            with suppress(Unavailable):
+            try:
                 await self._carry()
-            log.info("doorbell_lost")
+            except Unavailable:
+                pass
+            except Exception:
+                log.exception("defect")
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _carry(self) -> None:

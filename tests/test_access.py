@@ -49,6 +49,7 @@ SERVED = {
         "ListParticipants",
     },
     "MessageService": {"SendMessage", "BatchSendMessages", "GetMessage", "ListMessages"},
+    "EventService": {"Watch", "ListEvents"},
 }
 # No message of ours: a field of an unknown type, cut off.
 GARBAGE = b"\xff\xff\xff"
