@@ -135,6 +135,11 @@ class Interceptors:
         self._draining = False
         self._refused_at = 0.0
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether any call but a stream is at work."""
+        return bool(self._running)
+
     def drain(self) -> None:
         """Refuse what is new from now on, and end the streams: a server that stops awaits them."""
         self._draining = True

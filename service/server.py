@@ -53,6 +53,8 @@ log = structlog.get_logger()
 
 MAX_REQUEST_BYTES = 4 << 20
 PRUNE_INTERVAL_SECONDS = 3600.0
+# How long a stream that has ended may wait for its client to take notice, when the server stops.
+STALLED_SECONDS = 2.0
 # For writes that outlived their calls, when the server stops.
 AFTERMATH_SECONDS = 5.0
 # Reflection's two versions differ in their names only; clients ask for either.
@@ -210,7 +212,12 @@ class Server:
         self.readiness.drain()
         self.interceptors.drain()
         await self.interceptors.quiet()
-        await self._server.stop(self._settings.drain_seconds)
+        stopping = asyncio.create_task(self._server.stop(self._settings.drain_seconds))
+        await asyncio.wait({stopping}, timeout=STALLED_SECONDS)
+        if not self.interceptors.is_busy:
+            # Who is left has been told that its stream has ended, and does not read it.
+            await self._server.stop(None)
+        await stopping
         await self.interceptors.drained(AFTERMATH_SECONDS)
         for task in self._tasks:
             task.cancel()

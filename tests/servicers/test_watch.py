@@ -434,6 +434,21 @@ async def test_a_drain_ends_watches_which_go_on_elsewhere(
     assert [event.message.content for event in again] == ["after"]
 
 
+async def test_a_client_that_reads_nothing_holds_no_drain_up(
+    parley: Client, ada: User, talk: Conversation, beside: Server
+) -> None:
+    for _ in range(60):
+        await parley.message(talk, ada, "x" * 250_000)
+    async with grpc.aio.insecure_channel(beside.address) as channel:
+        call = Client(channel, parley.token).watch(conversation_id=talk.id, oldest=True)
+        await call.read()
+        await asyncio.sleep(0.5)
+        started = time.monotonic()
+        await beside.stop()
+
+    assert time.monotonic() - started < 5
+
+
 async def test_a_watch_ends_when_the_database_is_away_for_long(
     parley: Client,
     talk: Conversation,
