@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help matrix run test test-slow check lint format protos types lock bench bench-quick clean
+.PHONY: help matrix run test test-slow check lint format protos types lock bench bench-quick bench-scale clean
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench: .venv/dev  ## measure every promise of speed, for half an hour, into docs
 
 bench-quick: .venv/dev  ## the same in a few minutes, roughly, on the terminal alone (needs Go)
 	@$(BIN)/python -m bench.run --quick
+
+bench-scale: .venv/dev  ## measure with 10 million messages stored, into docs/scale.md (needs Go and 20 GB)
+	@$(BIN)/python -m bench.scale
 
 clean:  ## forget the virtual environment and what tools left behind
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -71,16 +71,26 @@ One call alone goes at once; calls that arrive together share a transaction.
 ## By what is stored
 
 ![Processor time a call, by stored messages](performance-stored.svg)
+
+## Memory
+
+![Memory under mixed calls](performance-memory.svg)
 """
 
 
 def write(
-    folder: Path, rows: Sequence[Row], results: Results, sweep: Results, seconds: float
+    folder: Path,
+    rows: Sequence[Row],
+    results: Results,
+    sweep: Results,
+    steady: Sequence[float],
+    seconds: float,
 ) -> None:
     """The page and its plots, into `folder`."""
     (folder / "performance-in-flight.svg").write_text(_in_flight(sweep))
     (folder / "performance-latency.svg").write_text(_latency(results))
     (folder / "performance-stored.svg").write_text(_stored(results))
+    (folder / "performance-memory.svg").write_text(_memory(steady))
     page = PAGE.format(
         date=datetime.now(UTC).date(),
         table=report.table_of(rows),
@@ -97,6 +107,16 @@ def write(
         latencies=_latencies(results),
     )
     (folder / "performance.md").write_text(page)
+
+
+def _memory(steady: Sequence[float]) -> str:
+    minutes = [n * 5 / len(steady) for n in range(1, len(steady) + 1)]
+    return chart(
+        "Memory of Parley's process under mixed calls, MiB",
+        [Line("Parley", COLOURS["Parley"], list(zip(minutes, steady, strict=True)))],
+        x_label="minutes",
+        x_ticks=[(n, str(n)) for n in range(6)],
+    )
 
 
 def _latencies(results: Results) -> str:

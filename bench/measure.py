@@ -5,10 +5,12 @@ import importlib.util
 import json
 import subprocess
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import psutil
 
 from bench import corpus
 from bench.processes import Target, seconds_of, seconds_of_all
@@ -41,6 +43,7 @@ class Run:
     server_micros: float = 0.0
     postgres_micros: float = 0.0
     errors: dict[str, int] = field(default_factory=dict)
+    ok: int = 0
     # How many messages the database held when it began.
     stored: int = 0
 
@@ -54,6 +57,8 @@ class Meter:
         self.seconds = 1.0
         self._stored = stored
         self._bodies = corpus.bodies(BODIES)
+        # What people would look for: two words in a row.
+        self._queries = [" ".join(each.split()[:2]) for each in self._bodies if each.strip()]
         self._imports = 0
 
     async def calls(
@@ -67,36 +72,41 @@ class Meter:
         page_size: int = 50,
     ) -> Run:
         """Call a method of a server for a while."""
-        job = {
-            "address": target.address,
-            "token": target.token,
-            "method": method,
-            "seconds": self.seconds,
-            "in_flight": in_flight,
-            "connections": min(in_flight, CONNECTIONS),
-            "conversations": conversations,
-            "bodies": self._bodies,
-            "page_size": page_size,
-            "page_token": page_token,
-        }
-        server, postgres = self._used(target)
-        output = await _output([str(self._load)], json.dumps(job))
-        server, postgres = (
-            after - before
-            for after, before in zip(self._used(target), (server, postgres), strict=True)
-        )
-        result: dict[str, Any] = json.loads(output)
-        count = result["ok"] or 1
         stored = self._stored
+        run = await self.read(
+            target,
+            method,
+            conversations,
+            in_flight=in_flight,
+            page_token=page_token,
+            page_size=page_size,
+        )
         if method == "SendMessage" and target is not self._stage.empty:
-            await self._require_stored(result["ok"], exactly=not result["errors"])
-        return Run(
-            rate=result["rate"],
-            millis=result["millis"],
-            server_micros=server / count * 1e6,
-            postgres_micros=postgres / count * 1e6,
-            errors=result["errors"],
-            stored=stored,
+            await self._require_stored(run.ok, exactly=not run.errors)
+        return replace(run, stored=stored)
+
+    async def read(
+        self,
+        target: Target,
+        method: str,
+        conversations: Group,
+        *,
+        in_flight: int,
+        page_token: str = "",
+        page_size: int = 50,
+    ) -> Run:
+        """The same, and nothing is counted afterwards."""
+        return await drive(
+            self._load,
+            target,
+            self._stage.postmaster,
+            method=method,
+            conversations=conversations,
+            bodies=self._queries if method == "SearchMessages" else self._bodies,
+            seconds=self.seconds,
+            in_flight=in_flight,
+            page_size=page_size,
+            page_token=page_token,
         )
 
     async def transaction(self) -> Run:
@@ -165,6 +175,45 @@ class Meter:
         found = self._stored - before
         if found < acknowledged or (exactly and found > acknowledged):
             raise AssertionError(f"{acknowledged} messages acknowledged, {found} stored")
+
+
+async def drive(
+    load: Path,
+    target: Target,
+    postmaster: psutil.Process,
+    *,
+    method: str,
+    conversations: Group,
+    bodies: list[str],
+    seconds: float,
+    in_flight: int,
+    page_size: int = 50,
+    page_token: str = "",
+) -> Run:
+    """Call a method of a server for a while, and see what it and PostgreSQL used meanwhile."""
+    job = {
+        "address": target.address,
+        "token": target.token,
+        "method": method,
+        "seconds": seconds,
+        "in_flight": in_flight,
+        "connections": min(in_flight, CONNECTIONS),
+        "conversations": conversations,
+        "bodies": bodies,
+        "page_size": page_size,
+        "page_token": page_token,
+    }
+    server, postgres = seconds_of(target.process), seconds_of_all(postmaster)
+    result: dict[str, Any] = json.loads(await _output([str(load)], json.dumps(job)))
+    count = result["ok"] or 1
+    return Run(
+        rate=result["rate"],
+        millis=result["millis"],
+        server_micros=(seconds_of(target.process) - server) / count * 1e6,
+        postgres_micros=(seconds_of_all(postmaster) - postgres) / count * 1e6,
+        errors=result["errors"],
+        ok=result["ok"],
+    )
 
 
 async def _output(command: list[str], input: str = "") -> str:

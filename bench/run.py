@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from time import monotonic
@@ -31,6 +31,7 @@ ROOT = Path(__file__).parent.parent
 WARM_UP_SECONDS = 0.5
 SWEEP_SECONDS, SWEEP_ROUNDS = 3.0, 3
 SETTLE_SECONDS = 1.0
+MIXED_SECONDS, SAMPLES = 300.0, 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +53,16 @@ Work = Callable[[], Awaitable[Run]]
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure Parley against its limits.")
     parser.add_argument("--quick", action="store_true", help="roughly, for the terminal alone")
-    is_quick = parser.parse_args().quick
+    parser.add_argument("--rounds", type=int, default=FULL.rounds)
+    parser.add_argument("--seconds", type=float, default=FULL.seconds)
+    given = parser.parse_args()
+    plan = replace(FULL, rounds=given.rounds, seconds=given.seconds)
     # Not where temporary files are: that may be memory, to which nothing is ever synced.
     folder = Path(tempfile.mkdtemp(prefix=".bench-", dir=ROOT))
     try:
         load = build_load(folder)
         os.sched_setaffinity(0, AROUND)
-        asyncio.run(bench(folder, load, QUICK if is_quick else FULL))
+        asyncio.run(bench(folder, load, QUICK if given.quick else plan))
     finally:
         shutil.rmtree(folder)
 
@@ -81,17 +85,19 @@ async def bench(folder: Path, load: Path, plan: Plan) -> None:
         await measure(meter, works, rounds=1, seconds=WARM_UP_SECONDS)
         results = await measure(meter, works, rounds=plan.rounds, seconds=plan.seconds)
         sweep: Results = {}
-        if plan is FULL:
+        steady: list[float] = []
+        if plan is not QUICK:
             sweep = await measure(
                 meter, sweep_works(on, meter), rounds=SWEEP_ROUNDS, seconds=SWEEP_SECONDS
             )
+            steady = await resident_while_mixed(on, meter, seconds=MIXED_SECONDS)
         at_most, token = peak_mib(on.parley.process), on.parley.token
     starts, at_rest = await restarts(folder, token, plan.rounds)
 
-    rows = report.rows(results, memory=(at_rest, at_most), starts=starts)
+    rows = report.rows(results, memory=(at_rest, at_most), steady=steady, starts=starts)
     print(report.text(rows, results))
-    if plan is FULL:
-        document.write(ROOT / "docs", rows, results, sweep, plan.seconds)
+    if plan is not QUICK:
+        document.write(ROOT / "docs", rows, results, sweep, steady, plan.seconds)
         tell("wrote docs/performance.md")
 
 
@@ -113,6 +119,14 @@ async def all_works(on: Stage, meter: Meter, plan: Plan) -> dict[str, Work]:
         "conversation empty": lambda: meter.calls(empty, "GetConversation", on.wide),
         "list": lambda: meter.calls(parley, "ListMessages", on.wide),
         "list empty": lambda: meter.calls(empty, "ListMessages", on.wide),
+        "two workers": lambda: meter.calls(on.pair, "SendMessage", on.wide),
+        "conversation alone": lambda: meter.calls(parley, "GetConversation", on.wide, in_flight=1),
+        "inbox": lambda: meter.calls(
+            parley, "ListUserConversations", on.inbox, in_flight=1, page_size=25
+        ),
+        "search": lambda: meter.calls(parley, "SearchMessages", on.wide, in_flight=1),
+        "search all": lambda: meter.calls(parley, "SearchMessages", on.inbox, in_flight=1),
+        "around": lambda: meter.calls(parley, "ListAround", on.wide, in_flight=1, page_size=50),
         "first page": lambda: meter.calls(
             parley, "ListMessages", on.long, in_flight=1, page_size=on.page_size
         ),
@@ -156,6 +170,27 @@ async def measure(
             failed = f" ERRORS {run.errors}" if run.errors else ""
             tell(f"{number + 1}/{rounds} {name:20} {run.rate:9,.0f}/s  {told}{failed}")
     return results
+
+
+async def resident_while_mixed(on: Stage, meter: Meter, *, seconds: float) -> list[float]:
+    """MiB of Parley's process, SAMPLES times in the course of calls of every kind."""
+    meter.seconds = seconds
+    mixed = asyncio.gather(
+        meter.calls(on.parley, "SendMessage", on.wide, in_flight=16),
+        *(
+            meter.read(on.parley, method, on.wide, in_flight=8)
+            for method in ("GetMessage", "ListMessages", "GetConversation", "SearchMessages")
+        ),
+        meter.read(on.parley, "ListUserConversations", on.inbox, in_flight=2),
+    )
+    found = []
+    for number in range(SAMPLES):
+        await asyncio.sleep(seconds / SAMPLES)
+        found.append(resident_mib(on.parley.process))
+        if number % 10 == 9:
+            tell(f"mixed calls, {(number + 1) * seconds / SAMPLES:.0f} s: {found[-1]:.0f} MiB")
+    await mixed
+    return found
 
 
 async def last_page_token(on: Stage) -> str:

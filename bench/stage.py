@@ -15,7 +15,7 @@ import asyncpg
 import psutil
 
 from bench import corpus
-from bench.processes import AROUND, SERVER, Target, pin, serving
+from bench.processes import AROUND, CORES, SERVER, Target, pin, serving
 from service import schema
 from service.embedded import EmbeddedPostgres
 from service.importer import import_files
@@ -25,6 +25,7 @@ CONVERSATIONS = 200
 # In each conversation: more than a page of 50, and five people.
 MESSAGES, PEOPLE = 60, 5
 PAGES = 1_000
+INBOX = 1_000
 
 # What was promised is there, all of it and nothing else: the promise is `last_sequence`.
 STORED = """
@@ -34,6 +35,35 @@ FROM (SELECT c.last_sequence, count(m.id) AS stored, COALESCE(max(m.sequence), 0
       FROM conversations c LEFT JOIN messages m ON m.conversation_id = c.id
       GROUP BY c.id) AS counted
 """
+
+# With twenty messages in each, of the texts that are there already.
+MAKE_INBOX = f"""
+WITH reader AS (INSERT INTO users (username) VALUES ('reader') RETURNING id),
+talk AS (
+  INSERT INTO conversations (slug, title, creator_id, last_sequence, version, participant_count,
+                             last_activity_at, last_message_at)
+  SELECT 'inbox-' || n, 'Inbox ' || n, reader.id, 20, 21, 1, now() - n * interval '1 min', now()
+  FROM reader, generate_series(1, {INBOX}) AS n
+  RETURNING id, creator_id
+),
+person AS (
+  INSERT INTO participants (conversation_id, user_id, status, role, joined_at, status_at)
+  SELECT id, creator_id, 'JOINED', 'OWNER', now(), now() FROM talk
+  RETURNING conversation_id, user_id
+),
+said AS (
+  SELECT content, ts_delete(search, '#' || right(conversation_id::text, 12)) AS words,
+         row_number() OVER () AS n
+  FROM (SELECT * FROM messages WHERE search IS NOT NULL LIMIT 1000) AS some
+)
+INSERT INTO messages (conversation_id, sequence, role, content, search)
+SELECT p.conversation_id, s, 'ASSISTANT', t.content,
+       (quote_literal('#' || right(p.conversation_id::text, 12)) || ':1')::tsvector || t.words
+FROM (SELECT *, row_number() OVER () AS number FROM person) AS p
+CROSS JOIN generate_series(1, 20) AS s
+JOIN said t ON t.n = 1 + (p.number * 20 + s) % 1000
+"""
+READER = "SELECT id::text FROM users WHERE username = 'reader'"
 
 GROUP = """
 SELECT c.id::text, c.last_sequence, array_agg(p.user_id::text) AS actors
@@ -51,6 +81,8 @@ class Stage:
 
     folder: Path
     parley: Target
+    # Another Parley over the same database, of two workers, on all cores.
+    pair: Target
     empty: Target
     obvious: Target
     # PostgreSQL: Parley's database, and one with the same tables that Parley does not know.
@@ -64,6 +96,8 @@ class Stage:
     obvious_wide: Group
     single: Group
     long: Group
+    # Somebody who is in INBOX conversations, none of which is named.
+    inbox: Group
     page_size: int
 
     async def stored(self) -> int:
@@ -84,14 +118,23 @@ async def stage(folder: Path, *, page_size: int) -> AsyncIterator[Stage]:
     token = development_token(data / "token")
     async with AsyncExitStack() as running:
 
-        async def serve(*module: str, token: str = "", **settings: str | Path) -> Target:
+        async def serve(
+            *module: str, token: str = "", cores: list[int] = SERVER, **settings: str | Path
+        ) -> Target:
             log = folder / f"{module[0]}.log"
             server = serving(
-                sys.executable, "-m", *module, log=log, token=token, cores=SERVER, **settings
+                sys.executable, "-m", *module, log=log, token=token, cores=cores, **settings
             )
             return await running.enter_async_context(server)
 
         parley = await serve("service", "serve", token=token, data_dir=data)
+        pair = await serve(
+            *("service", "serve", "--workers", "2"),
+            token=token,
+            cores=CORES,
+            data_dir=data,
+            database_url=url,
+        )
         empty = await serve("bench.empty")
         obvious = await serve("bench.obvious", database_url=url)
         pid_file = data / "postgres" / "data" / "postmaster.pid"
@@ -108,7 +151,9 @@ async def stage(folder: Path, *, page_size: int) -> AsyncIterator[Stage]:
         seed = folder / "seed.jsonl"
         _write_seed(seed, page_size)
         await import_files([seed], address=parley.address, token=token)
-        await database.execute("ANALYZE")
+        await database.execute(MAKE_INBOX)
+        reader = await database.fetchval(READER)
+        await database.execute("VACUUM ANALYZE")
 
         async def group(name: str) -> Group:
             return [dict(row) for row in await database.fetch(GROUP, name)]
@@ -116,6 +161,7 @@ async def stage(folder: Path, *, page_size: int) -> AsyncIterator[Stage]:
         yield Stage(
             folder=folder,
             parley=parley,
+            pair=pair,
             empty=empty,
             obvious=obvious,
             postmaster=postmaster,
@@ -126,6 +172,7 @@ async def stage(folder: Path, *, page_size: int) -> AsyncIterator[Stage]:
             obvious_wide=await group("obvious"),
             single=await group("single"),
             long=await group("long"),
+            inbox=[{"id": "", "last_sequence": 1, "actors": [reader]}],
             page_size=page_size,
         )
 

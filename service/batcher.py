@@ -16,6 +16,8 @@ from service.errors import Aborted, DeadlineExceeded, Unavailable, Unknown
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
+PATIENCE = 12
+
 # What befalls a batch as a whole, whatever is in it. To try its items one by one would be to wait
 # as many times as there are items for what did not come once.
 SHARED = (Aborted, DeadlineExceeded, Unavailable, Unknown)
@@ -67,10 +69,25 @@ class Batcher(Generic[Item, Outcome]):
     async def _work(self) -> None:
         """Run batches until nobody waits."""
         try:
-            while batch := self._next():
-                await self._settle(batch)
+            while self._waiting:
+                await self._gather()
+                if batch := self._next():
+                    await self._settle(batch)
         finally:
             self._free += 1
+
+    async def _gather(self) -> None:
+        """Let those come who are on their way, until so many turns of the loop bring nobody.
+
+        A call that arrives takes several turns from the network to here, and grpc lets in one at a
+        time: batches that did not wait for that held three of 64 calls, and a call cost twice as
+        much. The turns of an idle loop take microseconds.
+        """
+        quiet_turns = 0
+        while quiet_turns < PATIENCE and len(self._waiting) < self._max_items:
+            count = len(self._waiting)
+            await asyncio.sleep(0)
+            quiet_turns = quiet_turns + 1 if len(self._waiting) == count else 0
 
     def _next(self) -> list["Waiting[Item, Outcome]"]:
         batch: list[Waiting[Item, Outcome]] = []

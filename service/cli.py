@@ -4,8 +4,8 @@ import asyncio
 import shlex
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,17 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from service import logs, schema, tokens
+from service import logs, metrics, schema, tokens
 from service.access import split_token
+from service.admin import Admin
 from service.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from service.errors import ParleyError
 from service.identity import Scope
 from service.importer import ImportFailedError, Report, import_files
-from service.server import Server, until_signal
-from service.settings import ConfigurationError, Settings, load
+from service.server import Server, development_token, until_signal
+from service.settings import ConfigurationError, Settings, load, require_private
 from service.watcher import WatchFailedError, watch_lines, watch_request
+from service.workers import NOT_SERVING, SERVING, Workers, end_with_standard_input
 
 FAILED = 2
 
@@ -57,12 +59,19 @@ def main() -> None:
 
 @main.command()
 @setting_flags()
-def serve(**flags: Any) -> None:
+@click.option("--worker", type=int, hidden=True, help="As this one of several, for workers.py.")
+def serve(worker: int | None, **flags: Any) -> None:
     """Serve the API until SIGTERM."""
     with failures():
         settings = load(**flags)
-        logs.configure(settings)
-        uvloop.run(_serve(settings))
+        require_private(settings)
+        logs.configure(settings, worker=worker)
+        if worker:
+            uvloop.run(_work(settings))
+        elif settings.workers > 1:
+            uvloop.run(_supervise(settings))
+        else:
+            uvloop.run(_serve(settings))
 
 
 @contextmanager
@@ -87,33 +96,99 @@ def failures() -> Iterator[None]:
 
 
 async def _serve(settings: Settings) -> None:
-    stopping = asyncio.create_task(until_signal())
+    """Everything in this one process."""
     embedded = None if settings.database_url else EmbeddedPostgres(settings.data_dir)
     server = Server(settings, embedded.url if embedded else settings.database_url)
     server.bind()
-    serving = asyncio.create_task(_greet(server, embedded))
-    try:
-        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if serving.done():
-            await serving
-        await stopping
-    finally:
-        serving.cancel()
-        await asyncio.gather(serving, return_exceptions=True)
-        await server.stop()
+
+    async def run() -> None:
+        await server.start(embedded)
+        await server.readiness.ready.wait()
+        _greet(settings, server.address, server.token)
+        await asyncio.Event().wait()
+
+    with _admin(settings, lambda: server.readiness.is_ready):
+        await _until_told(run(), [server.stop, *([embedded.stop] if embedded else [])])
+
+
+async def _supervise(settings: Settings) -> None:
+    """Workers, and here what they share."""
+    embedded = None if settings.database_url else EmbeddedPostgres(settings.data_dir)
+    workers = Workers(settings, embedded.url if embedded else settings.database_url)
+
+    async def greet(token: str | None) -> None:
+        await workers.ready()
+        _greet(settings, workers.address, token)
+
+    async def run() -> None:
+        token = development_token(settings.token_file) if settings.is_loopback else None
         if embedded:
-            await embedded.stop()
+            await embedded.start()
+            await schema.migrate(embedded.url)
+        await asyncio.gather(workers.run(), greet(token))
+
+    with _admin(settings, lambda: workers.are_ready, str(workers.metrics_folder)):
+        await _until_told(run(), [workers.stop, *([embedded.stop] if embedded else [])])
 
 
-async def _greet(server: Server, embedded: EmbeddedPostgres | None) -> None:
-    """Start; once it serves, print the first calls. Pasting them twice changes nothing."""
-    await server.start(embedded)
-    await server.readiness.ready.wait()
-    click.echo(f"Parley serves on {server.address}.")
-    if server.token:
-        chain = server.tls_chain
+async def _work(settings: Settings) -> None:
+    """One of several workers: it tells the supervisor how it is, and ends with it."""
+
+    def tell(is_serving: bool) -> None:
+        with suppress(BrokenPipeError):
+            print(SERVING if is_serving else NOT_SERVING, flush=True)
+
+    server = Server(settings, settings.database_url, shares_port=True, on_change=tell)
+    server.bind()
+    end_with_standard_input()
+
+    async def run() -> None:
+        await server.start()
+        await asyncio.Event().wait()
+
+    await _until_told(run(), [server.stop])
+
+
+async def _until_told(
+    run: Coroutine[Any, Any, None], stops: Sequence[Callable[[], Awaitable[None]]]
+) -> None:
+    """Run until a signal or an error; then stop everything, one after the other."""
+    stopping = asyncio.create_task(until_signal())
+    running = asyncio.create_task(run)
+    try:
+        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            await running
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        for stop in stops:
+            await stop()
+
+
+@contextmanager
+def _admin(
+    settings: Settings, is_ready: Callable[[], bool], metrics_folder: str | None = None
+) -> Iterator[None]:
+    if not settings.admin_address:
+        yield
+        return
+    admin = Admin(
+        settings.admin_address, is_ready=is_ready, registry=metrics.registry(metrics_folder)
+    )
+    try:
+        yield
+    finally:
+        admin.stop()
+
+
+def _greet(settings: Settings, address: str, token: str | None) -> None:
+    """Print the first calls. Pasting them twice changes nothing."""
+    click.echo(f"Parley serves on {address}.")
+    if token:
+        chain = settings.tls_chain
         how = "-plaintext" if chain is None else f"-cacert {shlex.quote(str(chain))}"
-        click.echo(GREETING.format(how=how, token=server.token, address=server.address))
+        click.echo(GREETING.format(how=how, token=token, address=address))
 
 
 GREETING = """

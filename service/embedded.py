@@ -46,6 +46,8 @@ SETTLED = 1.0
 # and so many failed starts in a row are reported.
 HOPELESS = 5
 LOG_LIMIT = 8 << 20
+# How often is looked whether it still runs: each look takes a thousandth of a second.
+POLL_SECONDS = 0.2
 
 # What a connection meets while PostgreSQL recovers, stops or is short of room.
 NOT_YET = (
@@ -371,7 +373,7 @@ class EmbeddedPostgres:
         while not _ended(postmaster):
             if self._log.size() > LOG_LIMIT:
                 await asyncio.to_thread(self._log.turn)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(POLL_SECONDS)
 
     async def _shut_down(self) -> None:
         """Fast, with a checkpoint; else immediate, to be recovered at the next start; else kill."""

@@ -72,8 +72,10 @@ REASONS: dict[str, str] = {
     "ACCESS_LOST": "The actor has left the conversation, or was removed: that was all it may see.",
     "ROLE_NOT_ALLOWED": "{field} is not allowed: {rule}.",
     "USER_INACTIVE": "{field} names a user that is deactivated or deleted.",
+    "USER_DELETED": "The user is deleted: undelete it first.",
     "CONVERSATION_DELETED": "The conversation is deleted: undelete it first.",
     "CONVERSATION_ARCHIVED": "The conversation is archived (is_active is false): reactivate it.",
+    "MESSAGE_DELETED": "Message '{name}' is deleted: undelete it first.",
     "DIRECT_CONVERSATION": "That is not possible in a direct conversation of two.",
     "TOO_MANY_PARTICIPANTS": "The conversation would have more than {limit} participants.",
     "LAST_OWNER": (
@@ -92,8 +94,10 @@ REASONS: dict[str, str] = {
         "{field} is from before the database was restored, or from its future: start again without."
     ),
     "WATCH_TOO_SLOW": "Nothing was read for {seconds} seconds: go on from the last cursor.",
-    "RATE_LIMITED": "Too many {subject}: repeat the call later.",
     "NOT_IMPLEMENTED": "{method} is part of the contract, but not served by this version yet.",
+    # What is too much.
+    "RATE_LIMITED": "Too many {subject}: repeat the call later.",
+    "TOO_MANY_PASSWORDS": "Too many {subject} at once: repeat the call.",
     # What went wrong here.
     "CONFLICT": "The call met another one: repeat it.",
     "LOCK_TIMEOUT": "The conversation is busy: repeat the call.",

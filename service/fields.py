@@ -24,16 +24,19 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from service.errors import InvalidArgument
 from service.identity import Call
-from service.rules import etags
+from service.rules import etags, search
 from service.rules.requests import RequestId
 
 MAX_CONTENT_BYTES = 256 * 1024
+MAX_PASSWORD_BYTES = 1_024
 MAX_METADATA_BYTES = 16 * 1024
 MAX_METADATA_DEPTH = 16
 MAX_METADATA_KEYS = 64
 MAX_METADATA_KEY_LENGTH = 128
 MAX_PAGE_SIZE = 1_000
 DEFAULT_PAGE_SIZE = 50
+MAX_QUERY_LENGTH = 512
+MAX_QUERY_TERMS = 32
 MAX_AHEAD = timedelta(minutes=5)
 
 UUID_FORM = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -168,6 +171,16 @@ class Fields:
             self.reject("INVALID_EMAIL", field)
         return value
 
+    def password(self, field: str, value: str) -> str:
+        """A password, byte for byte: 1 to 1,024 bytes of anything but NUL."""
+        if not value:
+            self.reject("REQUIRED", field)
+        elif len(value.encode()) > MAX_PASSWORD_BYTES:
+            self.reject("FIELD_TOO_LONG", field, limit=MAX_PASSWORD_BYTES, unit="bytes")
+        elif "\0" in value:
+            self.reject("INVALID_CHARACTER", field, rule="no NUL (U+0000)")
+        return value
+
     def etag(self, field: str, value: str) -> str:
         if value and not etags.FORM.fullmatch(value):
             self.reject("INVALID_ETAG", field)
@@ -213,6 +226,20 @@ class Fields:
             self.reject("INVALID_CHARACTER", field, rule="no NUL (U+0000)")
         return value
 
+    def query(self, field: str, value: str) -> search.Query:
+        """What to search for: any text within the limits means something."""
+        if not value.strip():
+            self.reject("REQUIRED", field)
+        if len(value) > MAX_QUERY_LENGTH:
+            self.reject("FIELD_TOO_LONG", field, limit=MAX_QUERY_LENGTH, unit="characters")
+            return search.parse("")
+        if "\0" in value:
+            self.reject("INVALID_CHARACTER", field, rule="no NUL (U+0000)")
+        query = search.parse(value)
+        if query.size > MAX_QUERY_TERMS:
+            self.reject("TOO_MANY_ITEMS", field, limit=MAX_QUERY_TERMS)
+        return query
+
     # Values
 
     def enum(
@@ -242,6 +269,18 @@ class Fields:
         if value < 0:
             self.reject("OUT_OF_BOUNDS", field, min=0, max=2**31 - 1)
         return value
+
+    def within(self, field: str, value: int, *, low: int, high: int) -> int:
+        """A number from `low` to `high`."""
+        if not low <= value <= high:
+            self.reject("OUT_OF_BOUNDS", field, min=low, max=high)
+        return value
+
+    def sequences(self, field: str, values: Iterable[int]) -> list[int]:
+        """The numbers of messages, each once."""
+        for n, value in enumerate(values):
+            self.within(f"{field}[{n}]", value, low=1, high=2**63 - 1)
+        return list(dict.fromkeys(values))
 
     def time(self, field: str, message: ProtoMessage, name: str) -> datetime | None:
         """A Timestamp between the years 1 and 9999, to the microsecond; None where absent."""

@@ -39,6 +39,7 @@ from service.errors import (
 )
 from service.identity import Call, Scope
 from service.limits import CallRate
+from service.metrics import MethodMetrics
 from service.store import Store
 
 log = structlog.get_logger()
@@ -90,6 +91,7 @@ class Method:
     behavior: Any
     # What the log tells of a mutation: the request's own names for what it changes.
     audited: tuple[str, ...]
+    metrics: MethodMetrics
 
 
 @dataclass(slots=True)
@@ -174,13 +176,16 @@ class Interceptors:
             behavior: Any = getattr(servicer, descriptor.name)
         else:
             behavior = _unimplemented(descriptor.full_name)
+        name = f"{descriptor.containing_service.full_name}/{descriptor.name}"
+        kind = "server_stream" if descriptor.server_streaming else "unary"
         method = Method(
-            name=descriptor.full_name.rpartition(".")[0] + "/" + descriptor.name,
+            name=name,
             access=access_of(descriptor),
             request=descriptor.input_type.name,
             decode=GetMessageClass(descriptor.input_type).FromString,
             behavior=behavior,
             audited=_audited(descriptor),
+            metrics=MethodMetrics("bidi_stream" if descriptor.client_streaming else kind, name),
         )
 
         # grpc asks what it is given whether it is a coroutine function, and believes it.
@@ -190,11 +195,11 @@ class Interceptors:
         async def stream(raw: bytes, context: Context) -> None:
             record: Record = {"method": method.name}
             send = partial(self._send, record, method, raw, context)
-            await self._stream(record, context, send)
+            await self._stream(record, method.metrics, context, send)
 
         async def stream_not_served(_: object, context: Context) -> None:
             refuse = partial(self._refuse, method, context)
-            await self._stream({"method": method.name}, context, refuse)
+            await self._stream({"method": method.name}, method.metrics, context, refuse)
 
         if descriptor.client_streaming:
             return grpc.stream_stream_rpc_method_handler(_released(stream_not_served))
@@ -206,7 +211,9 @@ class Interceptors:
 
     async def _unary(self, method: Method, raw: bytes, context: Context) -> bytes:
         work = Work({"method": method.name})
-        return await self._around(work.record, context, self._outlive(work, method, raw, context))
+        return await self._around(
+            work.record, method.metrics, context, self._outlive(work, method, raw, context)
+        )
 
     async def _outlive(self, work: Work, method: Method, raw: bytes, context: Context) -> bytes:
         """Do the work in a task of its own, which a client's cancel does not reach.
@@ -291,13 +298,16 @@ class Interceptors:
         }
 
     def _authenticated(self, name: str, handler: Handler) -> Handler:
+        metrics = MethodMetrics("bidi_stream", name)
+
         async def converse(requests: AsyncIterator[Any], context: Context) -> None:
             await self._gatekeeper.authenticate(context.invocation_metadata())
             async for response in handler.stream_stream(requests, context):
                 await context.write(response)
 
         async def handle(requests: AsyncIterator[Any], context: Context) -> None:
-            await self._stream({"method": name}, context, partial(converse, requests, context))
+            run = partial(converse, requests, context)
+            await self._stream({"method": name}, metrics, context, run)
 
         return grpc.stream_stream_rpc_method_handler(
             _released(handle), handler.request_deserializer, handler.response_serializer
@@ -308,7 +318,11 @@ class Interceptors:
         raise Unimplemented("NOT_IMPLEMENTED", method=method.name.replace("/", "."))
 
     async def _stream(
-        self, record: Record, context: Context, run: Callable[[], Coroutine[Any, Any, None]]
+        self,
+        record: Record,
+        metrics: MethodMetrics,
+        context: Context,
+        run: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         """Run a stream in a task of its own, which a drain can end."""
 
@@ -323,13 +337,18 @@ class Interceptors:
                     raise Unavailable("SHUTTING_DOWN") from None
                 raise
 
-        await self._around(record, context, until_drained())
+        await self._around(record, metrics, context, until_drained())
 
     async def _around(
-        self, record: Record, context: Context, work: Coroutine[Any, Any, Answer]
+        self,
+        record: Record,
+        metrics: MethodMetrics,
+        context: Context,
+        work: Coroutine[Any, Any, Answer],
     ) -> Answer:
-        """Time the work, translate its error, log one line."""
+        """Time and count the work, translate its error, log one line."""
         started = time.perf_counter()
+        metrics.started()
         try:
             if self._draining:
                 work.close()
@@ -352,13 +371,19 @@ class Interceptors:
             await _abort(context, error)
             raise
         finally:
-            record["ms"] = round((time.perf_counter() - started) * 1000, 2)
+            seconds = time.perf_counter() - started
+            record["ms"] = round(seconds * 1000, 2)
+            metrics.ended(str(record.get("code", "UNKNOWN")), seconds)
             log.info("call", **record)
 
 
 def _audited(method: MethodDescriptor) -> tuple[str, ...]:
-    """The fields by which a mutation's or a stream's request names things; of a read, none."""
-    if access_of(method).scope is Scope.READ and not method.server_streaming:
+    """The fields by which a mutation's or a stream's request names things; of a read, none.
+
+    Nor of a login: people type their password where their name belongs.
+    """
+    scope = access_of(method).scope
+    if scope is Scope.VERIFY_PASSWORD or (scope is Scope.READ and not method.server_streaming):
         return ()
     return tuple(name for name in AUDITED if name in method.input_type.fields_by_name)
 

@@ -23,10 +23,10 @@ class Lookups:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._users = Batcher(self._find_users, max_items=256, concurrency=2)
-        self._views = Batcher(self._find_views, max_items=256, concurrency=2)
+        self._users = Batcher(self._find_users, max_items=256)
+        self._views = Batcher(self._find_views, max_items=256)
         self._slugs = Batcher(self._find_slugs, max_items=256)
-        self._messages = Batcher(self._find_messages, max_items=64, concurrency=2)
+        self._messages = Batcher(self._find_messages, max_items=64)
 
     async def actor(self, reference: str) -> Actor:
         """The user that a caller acts for: exists, is active, is not deleted."""
@@ -50,12 +50,27 @@ class Lookups:
     async def user(self, reference: UUID | str) -> Row | None:
         return await self._users.submit(reference)
 
+    async def user_by_email(self, email: str) -> Row | None:
+        async with self._store.snapshot() as snapshot:
+            return await snapshot.users.find_by_email(email)
+
     async def user_id(self, reference: UUID | str | None) -> UUID | None:
         """The id by which to filter: one that nobody has, where nobody has that name."""
         if reference is None or isinstance(reference, UUID):
             return reference
         row = await self.user(reference)
         return row["id"] if row else UUID(int=0)
+
+    async def own_id(self, user: UUID | str | None, call: Call, *, of: str) -> UUID | None:
+        """Whom a call about oneself is about: the actor; from the system, whoever it names, if
+        there is somebody of that name.
+        """
+        if call.actor:
+            if user and await self.user_id(user) != call.actor.id:
+                raise PermissionDenied("PERMISSION_DENIED", rule=f"an actor sees its own {of} only")
+            return call.actor.id
+        row = await self.user(user) if user else None
+        return row["id"] if row else None
 
     async def users(self, references: Sequence[UUID | str]) -> list[Row | None]:
         """The users behind many references of one call, in order."""

@@ -101,15 +101,18 @@ def _spell(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
-def binding(call: Call, request: ProtoMessage, parent: UUID | None = None) -> bytes:
-    """What a token of this request is bound to; page size and the token itself are free.
+def binding(
+    call: Call, request: ProtoMessage, parent: UUID | None = None, *, free: Iterable[str] = ()
+) -> bytes:
+    """What a token of this request is bound to; page size and the token itself are free, and so
+    are the fields named.
 
     `parent` is the resolved one, so that a page asked for by slug goes on by id.
     """
     filters = type(request)()
     filters.CopyFrom(request)
     filters.DiscardUnknownFields()  # type: ignore[attr-defined,unused-ignore]
-    for name in ("page_size", "page_token", "conversation_id" if parent else "page_token"):
+    for name in ("page_size", "page_token", *(["conversation_id"] if parent else []), *free):
         filters.ClearField(name)
     scope = json.dumps([call.method, str(call.actor_id), str(parent)]).encode()
     return sha256(scope + filters.SerializeToString(deterministic=True)).digest()[:BINDING_BYTES]
@@ -127,13 +130,13 @@ def time_and_id(position: Position | None) -> tuple[datetime, UUID] | None:
     return datetime.fromisoformat(str(position[0])), UUID(str(position[1]))
 
 
-def cut(messages: Iterable[ProtoT]) -> list[ProtoT]:
-    """As many of the messages as fit into one response; at least one."""
+def cut(messages: Iterable[ProtoT], *, limit: int = MAX_RESPONSE_BYTES) -> list[ProtoT]:
+    """As many of the messages as fit into one response, or into `limit` bytes; at least one."""
     kept: list[ProtoT] = []
     total = 0
     for message in messages:
         total += message.ByteSize() + 8
-        if kept and total > MAX_RESPONSE_BYTES:
+        if kept and total > limit:
             break
         kept.append(message)
     return kept

@@ -77,19 +77,23 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
 
 class Readiness:
-    """Keeps the health service true. `prepare` runs once, when the database first answers."""
+    """Keeps the health service true. `prepare` runs once, when the database first answers;
+    `on_change` whenever that begins or ceases to be so.
+    """
 
     def __init__(
         self,
         store: Store,
         services: Sequence[str],
         prepare: Callable[[], Awaitable[None]],
+        on_change: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self.servicer = Health()
         self.ready = asyncio.Event()
         self._store = store
         self._services = ["", *services]
         self._prepare = prepare
+        self._on_change = on_change
         self._prepared = False
         self._failed_pings = 0
         self._reason: str | None = "starting"
@@ -98,6 +102,10 @@ class Readiness:
         self._store.reachable = False
         self._tell(self._reason)
         self.servicer.tell({LIVENESS: SERVING})
+
+    @property
+    def is_ready(self) -> bool:
+        return self._reason is None and not self._draining
 
     async def watch(self) -> None:
         """Ping for ever."""
@@ -109,6 +117,7 @@ class Readiness:
         """Say NOT_SERVING from now on, whatever the database says."""
         self._draining = True
         self.servicer.drain()
+        self._on_change(False)
 
     async def _look(self) -> None:
         try:
@@ -146,6 +155,7 @@ class Readiness:
         if reason != self._reason:
             log.info("serving") if reason is None else log.warning("not_serving", reason=reason)
             self._reason = reason
+            self._on_change(self.is_ready)
         status = SERVING if reason is None else NOT_SERVING
         self.servicer.tell(dict.fromkeys(self._services, status))
         if reason is None:

@@ -5,6 +5,7 @@ import os
 import secrets
 import signal
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from service.limits import CallRate
 from service.logs import text_of
 from service.lookups import Lookups
 from service.paging import FeedCursors, PageTokens
+from service.passwords import Hasher
 from service.readiness import Readiness
 from service.reading import Reader
 from service.sending import Sender
@@ -47,6 +49,7 @@ from service.servicers.participants import ParticipantServicer
 from service.servicers.users import UserServicer
 from service.settings import ConfigurationError, Settings, require_private
 from service.store import Store
+from service.verifying import Verifier
 from service.watching import Watching
 
 log = structlog.get_logger()
@@ -55,14 +58,15 @@ MAX_REQUEST_BYTES = 4 << 20
 PRUNE_INTERVAL_SECONDS = 3600.0
 # How long a stream that has ended may wait for its client to take notice, when the server stops.
 STALLED_SECONDS = 2.0
+# Messages that an older version stored are made searchable, a few at a time.
+INDEX_INTERVAL_SECONDS = 60.0
+INDEX_MESSAGES, INDEX_PAUSE_SECONDS = 100, 0.05
 # For writes that outlived their calls, when the server stops.
 AFTERMATH_SECONDS = 5.0
 # Reflection's two versions differ in their names only; clients ask for either.
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 OPTIONS = [
-    # Off unless asked for: a second server on the port must fail, not share it silently.
-    ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     ("grpc.max_metadata_size", 16 << 10),
     # With its overload protection, grpc counts a stream for longer than its client does and refuses
@@ -86,10 +90,21 @@ OPTIONS = [
 class Server:
     """One process of Parley: a gRPC server over one database."""
 
-    def __init__(self, settings: Settings, database_url: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database_url: str,
+        *,
+        shares_port: bool = False,
+        on_change: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        """`shares_port`: as one of several workers. `on_change` is told whether it serves."""
         self._settings = settings
+        self._shares_port = shares_port
         self.store = Store(database_url, pool_size=settings.pool_size)
         self.page_tokens = PageTokens()
+        self.hasher = Hasher()
+        self.verifier = Verifier(self.store, self.hasher)
         # Where to hear of what other processes commit; a pooler would swallow it.
         self.doorbell = Doorbell(settings.listen_url or database_url)
         self.store.on_commit = self.doorbell.ring
@@ -98,12 +113,12 @@ class Server:
         # Known once bound and, where this machine alone can call, once the database has answered.
         self.address = settings.address
         self.token: str | None = None
-        self.tls_chain = settings.tls_chain
-        self._server = grpc.aio.server(options=OPTIONS)
+        # Not shared unless asked for: a second server on the port must fail, not take half of it.
+        self._server = grpc.aio.server(options=[*OPTIONS, ("grpc.so_reuseport", int(shares_port))])
         self._tasks: list[asyncio.Task[None]] = []
-        self._build(follower)
+        self._build(follower, on_change)
 
-    def _build(self, follower: Follower) -> None:
+    def _build(self, follower: Follower, on_change: Callable[[bool], None]) -> None:
         store, page_tokens = self.store, self.page_tokens
         lookups = Lookups(store)
         sender = Sender(store)
@@ -115,7 +130,11 @@ class Server:
         )
 
         services = [
-            (user_pb2, "UserService", UserServicer(store, lookups)),
+            (
+                user_pb2,
+                "UserService",
+                UserServicer(store, lookups, page_tokens, self.hasher, self.verifier),
+            ),
             (
                 conversation_pb2,
                 "ConversationService",
@@ -143,7 +162,7 @@ class Server:
             self._add(descriptor.full_name, handlers)
             names.append(descriptor.full_name)
 
-        self.readiness = Readiness(store, names, self._prepare)
+        self.readiness = Readiness(store, names, self._prepare, on_change)
         health_pb2_grpc.add_HealthServicer_to_server(self.readiness.servicer, self._server)
         reflected = reflection.ReflectionServicer([*names, "grpc.health.v1.Health", REFLECTION_V1])
         handler = grpc.stream_stream_rpc_method_handler(
@@ -164,14 +183,9 @@ class Server:
         settings = self._settings
         require_private(settings)
         try:
-            # grpc does not say why it cannot listen, or says it to the terminal.
-            family, kind, protocol, _, address = socket.getaddrinfo(
-                settings.host.strip("[]"), settings.port, type=socket.SOCK_STREAM
-            )[0]
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
-                probe.listen()
+            if not self._shares_port:
+                # grpc does not say why it cannot listen, or says it to the terminal.
+                require_free(settings.host, settings.port)
             if settings.tls_chain and settings.tls_key:
                 certificates = Certificates(
                     settings.tls_chain, settings.tls_key, settings.tls_client_ca
@@ -201,6 +215,7 @@ class Server:
         self._tasks = [
             asyncio.create_task(self.readiness.watch()),
             asyncio.create_task(self._prune()),
+            asyncio.create_task(self._index()),
             asyncio.create_task(self.doorbell.run()),
             asyncio.create_task(self.watching.run()),
         ]
@@ -222,6 +237,7 @@ class Server:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.hasher.close()
         await self.store.close()
 
     async def _revision(self) -> str | None:
@@ -235,6 +251,8 @@ class Server:
             await transaction.events.begin_era()
             key = await transaction.tokens.signing_key("page-tokens", secrets.token_bytes(32))
             self.page_tokens.use(key)
+            key = await transaction.tokens.signing_key("passwords", secrets.token_bytes(32))
+            self.verifier.use(key)
             if self.token:
                 key_id, secret = split_token(self.token)
                 await transaction.tokens.register(
@@ -250,11 +268,34 @@ class Server:
             try:
                 async with self.store.transaction() as transaction:
                     pruned = await transaction.requests.prune()
+                    await transaction.passwords.prune()
                 if pruned:
                     log.info("requests_pruned", count=pruned)
             except Exception as error:
                 log.warning("prune_failed", error=text_of(error))
             await asyncio.sleep(PRUNE_INTERVAL_SECONDS)
+
+    async def _index(self) -> None:
+        await self.readiness.ready.wait()
+        while True:
+            indexed = 0
+            try:
+                async with self.store.transaction() as transaction:
+                    indexed = await transaction.search.index(INDEX_MESSAGES)
+            except Exception as error:
+                log.warning("index_failed", error=text_of(error))
+            await asyncio.sleep(INDEX_PAUSE_SECONDS if indexed else INDEX_INTERVAL_SECONDS)
+
+
+def require_free(host: str, port: str | int) -> None:
+    """Raise OSError where nobody can listen alone."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host.strip("[]"), port, type=socket.SOCK_STREAM
+    )[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+        probe.listen()
 
 
 def development_token(file: Path) -> str:

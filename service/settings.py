@@ -43,6 +43,12 @@ class Settings(BaseSettings):
         False,
         description="Listen beyond this machine without TLS, because something in front has it.",
     )
+    workers: int = Field(
+        1, ge=1, le=64, description="Processes that serve, on the one port and database."
+    )
+    admin_address: str = Field(
+        "", description="Where /healthz, /readyz and /metrics are served by HTTP. Empty: nowhere."
+    )
     pool_size: int = Field(10, ge=2, le=200, description="Database connections of this process.")
     max_calls: int = Field(
         1_000, ge=1, le=100_000, description="Calls at work at once; more are told OVERLOADED."

@@ -23,11 +23,13 @@ from service.domain import (
 from service.fields import EPOCH, Fields
 from service.identity import Actor
 from service.repositories.base import Row
+from service.repositories.inbox import Line
 from service.repositories.invitations import Invitation
 from service.rules.etags import current_etag, etag_of
 from service.rules.feed import PARTICIPANT_EVENTS
 from service.rules.messages import Draft, Numbered
 from service.rules.metadata import merged
+from service.rules.search import Query, snippet
 
 
 def _numbers(kind: type[StrEnum]) -> dict[str, Any]:
@@ -138,6 +140,15 @@ def invitation(invited: Invitation) -> participant_pb2.Invitation:
     )
 
 
+def user_conversation(line: Line) -> conversation_pb2.UserConversation:
+    return conversation_pb2.UserConversation(
+        conversation=conversation(line.conversation),
+        participant=participant(line.participant),
+        last_message=message(line.last_message) if line.last_message else None,
+        unread_count=line.unread_count,
+    )
+
+
 def message(row: Row) -> message_pb2.Message:
     """A stored message; of a deleted one, that it was there."""
     seen = message_pb2.Message(
@@ -164,6 +175,28 @@ def message(row: Row) -> message_pb2.Message:
         _metadata(seen, row)
     _times(seen, row)
     return seen
+
+
+def revision(row: Row) -> message_pb2.MessageRevision:
+    """What a message said, or says, between one edit and the next."""
+    seen = message_pb2.MessageRevision(
+        revision=row["revision"],
+        content=row["content"],
+        tokens_used=row["tokens_used"],
+        editor_id=_id(row["editor_id"]),
+    )
+    _metadata(seen, row)
+    _time(seen.create_time, row["created_at"])
+    return seen
+
+
+def search_result(row: Row, query: Query) -> message_pb2.SearchResult:
+    """A message, and where it matches."""
+    parts = snippet(row["content"], query)
+    return message_pb2.SearchResult(
+        message=message(row),
+        snippet=[message_pb2.SnippetPart(text=text, is_match=hit) for text, hit in parts],
+    )
 
 
 def appended(numbered: Numbered, created_at: datetime | None) -> message_pb2.Message:

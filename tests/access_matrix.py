@@ -65,18 +65,18 @@ MATRIX = {
     "UserService/CreateUser": "ok",
     "UserService/GetUser": "ok ok ok ok ok ok ok ok ok",
     "UserService/BatchGetUsers": "ok ok ok ok ok ok ok ok ok",
-    "UserService/ListUsers": "UI",
-    "UserService/UpdateUser": "UI UI UI UI UI UI UI UI UI",
-    "UserService/DeleteUser": "UI",
-    "UserService/UndeleteUser": "UI",
-    "UserService/PurgeUser": "UI",
-    "UserService/SetPassword": "UI UI UI UI UI UI UI UI UI",
-    "UserService/VerifyPassword": "UI UI UI UI UI UI UI UI UI",
+    "UserService/ListUsers": "ok",
+    "UserService/UpdateUser": "PD PD PD PD PD PD PD ok ok",
+    "UserService/DeleteUser": "ok",
+    "UserService/UndeleteUser": "ok",
+    "UserService/PurgeUser": "ok",
+    "UserService/SetPassword": "PD PD PD PD PD PD PD ok ok",
+    "UserService/VerifyPassword": "ok ok ok ok ok ok ok ok ok",
     "ConversationService/CreateConversation": "ok ok ok ok ok ok ok ok ok",
     "ConversationService/GetOrCreateDirectConversation": "ok ok ok ok ok ok ok ok ok",
     "ConversationService/GetConversation": "NF ok ok ok ok ok ok ok ok",
     "ConversationService/ListConversations": "ok ok ok ok ok ok ok ok ok",
-    "ConversationService/ListUserConversations": "UI UI UI UI UI UI UI UI UI",
+    "ConversationService/ListUserConversations": "ok ok ok ok ok ok ok ok ok",
     "ConversationService/UpdateConversation": "NF PD PD PD PD PD ok ok ok",
     "ConversationService/DeleteConversation": "NF PD PD PD PD PD PD ok ok",
     "ConversationService/UndeleteConversation": "NF PD PD PD PD PD PD ok ok",
@@ -96,11 +96,11 @@ MATRIX = {
     "MessageService/SendMessage": "NF PD PD PD PD ok ok ok ok",
     "MessageService/BatchSendMessages": "NF PD PD PD PD ok ok ok ok",
     "MessageService/GetMessage": "NF NF ok ok ok ok ok ok ok",
-    "MessageService/BatchGetMessages": "UI UI UI UI UI UI UI UI UI",
+    "MessageService/BatchGetMessages": "NF ok ok ok ok ok ok ok ok",
     "MessageService/ListMessages": "NF PD ok ok ok ok ok ok ok",
-    "MessageService/SearchMessages": "UI UI UI UI UI UI UI UI UI",
-    "MessageService/UpdateMessage": "UI UI UI UI UI UI UI UI UI",
-    "MessageService/ListMessageRevisions": "UI UI UI UI UI UI UI UI UI",
+    "MessageService/SearchMessages": "NF PD ok ok ok ok ok ok ok",
+    "MessageService/UpdateMessage": "NF PD PD PD PD PD PD PD ok",
+    "MessageService/ListMessageRevisions": "NF NF ok ok ok ok ok ok ok",
     "MessageService/DeleteMessage": "NF PD PD PD PD PD ok ok ok",
     "MessageService/UndeleteMessage": "NF PD PD PD PD PD ok ok ok",
     "EventService/Watch": "NF PD PD PD ok ok ok ok ok",
@@ -233,6 +233,11 @@ def _own(name: str) -> Build:
     return lambda world, who: kind(conversation_id=world.conversation_id, user_id=_self(who, world))
 
 
+def _user(name: str) -> Build:
+    kind = getattr(user_pb2, name)
+    return lambda world, _: kind(user_id=world.id("fresh"))
+
+
 def _conversation(name: str, **values: Any) -> Build:
     kind = getattr(conversation_pb2, name)
     return lambda world, _: kind(conversation_id=world.conversation_id, **values)
@@ -252,6 +257,19 @@ REQUESTS: dict[str, Build] = {
     "UserService/BatchGetUsers": lambda world, _: user_pb2.BatchGetUsersRequest(
         user_ids=[world.id("owner")]
     ),
+    "UserService/UpdateUser": lambda world, _: user_pb2.UpdateUserRequest(
+        user_id=world.id("owner"), user=user_pb2.User(full_name="New")
+    ),
+    "UserService/DeleteUser": _user("DeleteUserRequest"),
+    "UserService/UndeleteUser": _user("UndeleteUserRequest"),
+    "UserService/PurgeUser": _user("PurgeUserRequest"),
+    "UserService/SetPassword": lambda world, _: user_pb2.SetPasswordRequest(
+        user_id=world.id("owner"), password="secret"
+    ),
+    # A wrong password is no error, unless there are too many for one login.
+    "UserService/VerifyPassword": lambda _, who: user_pb2.VerifyPasswordRequest(
+        user_id=f"nobody-{who}", password="secret"
+    ),
     "ConversationService/CreateConversation": lambda world, who: (
         conversation_pb2.CreateConversationRequest(
             conversation=conversation_pb2.Conversation(creator_id=_by(who, world))
@@ -263,6 +281,9 @@ REQUESTS: dict[str, Build] = {
         )
     ),
     "ConversationService/GetConversation": _conversation("GetConversationRequest"),
+    "ConversationService/ListUserConversations": lambda world, who: (
+        conversation_pb2.ListUserConversationsRequest(user_id=_self(who, world))
+    ),
     "ConversationService/UpdateConversation": _conversation(
         "UpdateConversationRequest", conversation=conversation_pb2.Conversation(title="New")
     ),
@@ -306,7 +327,14 @@ REQUESTS: dict[str, Build] = {
         ],
     ),
     "MessageService/GetMessage": _message("GetMessageRequest", sequence=1),
+    "MessageService/BatchGetMessages": _message("BatchGetMessagesRequest", sequences=[1]),
     "MessageService/ListMessages": _message("ListMessagesRequest"),
+    "MessageService/SearchMessages": _message("SearchMessagesRequest", query="first"),
+    # Somebody else's, for every actor: who sent it is another in each case.
+    "MessageService/UpdateMessage": _message(
+        "UpdateMessageRequest", sequence=1, message=message_pb2.Message(content="edited")
+    ),
+    "MessageService/ListMessageRevisions": _message("ListMessageRevisionsRequest", sequence=1),
     "MessageService/DeleteMessage": _message("DeleteMessageRequest", sequence=1),
     "MessageService/UndeleteMessage": _message("UndeleteMessageRequest", sequence=1),
     "EventService/Watch": lambda world, _: event_pb2.WatchRequest(

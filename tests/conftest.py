@@ -17,7 +17,10 @@ from service.settings import load
 
 from .make import Client
 
-TABLES = "events, requests, messages, participants, conversations, users"
+TABLES = (
+    "events, requests, message_revisions, messages, participants, conversations, users, "
+    "password_failures"
+)
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], uvloop.Loop]]:

@@ -283,6 +283,35 @@ class Client:
             conversation_pb2.PurgeConversationRequest(conversation_id=_name(conversation), **values)
         )
 
+    def edit(self, conversation: Conversation | str, **values: Any) -> Any:
+        """An UpdateMessage, to be awaited; `mask` and `patch` for short."""
+        mask, patch = values.pop("mask", None), values.pop("patch", None)
+        options = {
+            name: values.pop(name)
+            for name in ("message_id", "sequence", "etag", "request_id", "validate_only")
+            if name in values
+        }
+        request = message_pb2.UpdateMessageRequest(conversation_id=_name(conversation), **options)
+        if values:
+            request.message.CopyFrom(Message(**values))
+        if mask is not None:
+            request.update_mask.paths[:] = mask
+        if patch is not None:
+            request.metadata_patch.update(patch)
+        return self.messages.UpdateMessage(request)
+
+    def revisions(self, conversation: Conversation | str, **values: Any) -> Any:
+        return self.messages.ListMessageRevisions(
+            message_pb2.ListMessageRevisionsRequest(conversation_id=_name(conversation), **values)
+        )
+
+    def search(self, query: str, conversation: Conversation | str = "", **values: Any) -> Any:
+        return self.messages.SearchMessages(
+            message_pb2.SearchMessagesRequest(
+                query=query, conversation_id=_name(conversation), **values
+            )
+        )
+
     def delete_message(self, conversation: Conversation | str, **values: Any) -> Any:
         return self.messages.DeleteMessage(
             message_pb2.DeleteMessageRequest(conversation_id=_name(conversation), **values)
@@ -312,6 +341,48 @@ class Client:
         """A stream of events, which ends when the test has seen enough."""
         return self.events.Watch(event_pb2.WatchRequest(**asked), timeout=60)
 
+    def update_user(self, user: User | str, **values: Any) -> Any:
+        """An UpdateUser, to be awaited; `mask` and `patch` for short."""
+        mask, patch = values.pop("mask", None), values.pop("patch", None)
+        options = {
+            name: values.pop(name)
+            for name in ("etag", "request_id", "validate_only")
+            if name in values
+        }
+        request = user_pb2.UpdateUserRequest(user_id=_user_name(user), **options)
+        if values:
+            request.user.CopyFrom(User(**values))
+        if mask is not None:
+            request.update_mask.paths[:] = mask
+        if patch is not None:
+            request.metadata_patch.update(patch)
+        return self.users.UpdateUser(request)
+
+    def delete_user(self, user: User | str, **values: Any) -> Any:
+        return self.users.DeleteUser(user_pb2.DeleteUserRequest(user_id=_user_name(user), **values))
+
+    def undelete_user(self, user: User | str, **values: Any) -> Any:
+        return self.users.UndeleteUser(
+            user_pb2.UndeleteUserRequest(user_id=_user_name(user), **values)
+        )
+
+    def purge_user(self, user: User | str, **values: Any) -> Any:
+        return self.users.PurgeUser(user_pb2.PurgeUserRequest(user_id=_user_name(user), **values))
+
+    def set_password(self, user: User | str, password: str, **values: Any) -> Any:
+        return self.users.SetPassword(
+            user_pb2.SetPasswordRequest(user_id=_user_name(user), password=password, **values)
+        )
+
+    def verify(self, password: str, **login: str) -> Any:
+        """A VerifyPassword by `user_id` or `email`."""
+        return self.users.VerifyPassword(user_pb2.VerifyPasswordRequest(password=password, **login))
+
+    async def who(self, user: User | str) -> User:
+        """The user as this client sees it now."""
+        response = await self.users.GetUser(user_pb2.GetUserRequest(user_id=_user_name(user)))
+        return response.user  # type: ignore[no-any-return]
+
     async def seen(self, conversation: Conversation) -> Conversation:
         """The conversation as this client sees it now."""
         request = conversation_pb2.GetConversationRequest(conversation_id=conversation.id)
@@ -321,6 +392,10 @@ class Client:
 
 def _name(conversation: Conversation | str) -> str:
     return conversation if isinstance(conversation, str) else conversation.id
+
+
+def _user_name(user: User | str) -> str:
+    return user if isinstance(user, str) else user.id
 
 
 def told(event: Event, people: dict[str, str]) -> str:
@@ -369,7 +444,15 @@ async def insist(call: Callable[[], Awaitable[Any]]) -> Any:
 
 async def row_count(database: asyncpg.Connection) -> int:
     """How many rows there are in all the tables that a call could leave something in."""
-    tables = ("users", "conversations", "participants", "messages", "events", "requests")
+    tables = (
+        "users",
+        "conversations",
+        "participants",
+        "messages",
+        "message_revisions",
+        "events",
+        "requests",
+    )
     counts = " + ".join(f"(SELECT count(*) FROM {table})" for table in tables)
     return await database.fetchval(f"SELECT {counts}")  # type: ignore[no-any-return]
 

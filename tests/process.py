@@ -111,11 +111,18 @@ class Service:
     def output(self) -> str:
         return self._output.read_text()
 
-    async def said(self, line: str) -> None:
+    async def said(self, line: str, *, seconds: float = 10) -> None:
         """Wait until it has printed this: it serves a moment before it says so."""
-        async with asyncio.timeout(10):
-            while line not in self.output:
+        async with asyncio.timeout(seconds):
+            while not self._output.exists() or line not in self.output:
+                assert self.process.poll() is None, f"it ended: {self.log}"
                 await asyncio.sleep(0.02)
+
+    def forget_output(self) -> None:
+        self._output.unlink()
+
+    def set(self, **settings: object) -> None:
+        self._settings |= settings
 
     @property
     def log(self) -> str:
@@ -127,8 +134,10 @@ class Service:
         return [line for line in lines if not name or line["event"] == name]
 
     @asynccontextmanager
-    async def channel(self) -> AsyncIterator[grpc.aio.Channel]:
-        async with grpc.aio.insecure_channel(self.address, options=CHANNEL) as channel:
+    async def channel(self, *, alone: bool = False) -> AsyncIterator[grpc.aio.Channel]:
+        """A channel; `alone`: on a connection that it shares with no other."""
+        options = [*CHANNEL, ("grpc.use_local_subchannel_pool", int(alone))]
+        async with grpc.aio.insecure_channel(self.address, options=options) as channel:
             yield channel
 
     async def health(self, name: str = "") -> str:

@@ -38,7 +38,18 @@ each_method = pytest.mark.parametrize(
 )
 # What the first version serves; all else may answer that it is not served yet.
 SERVED = {
-    "UserService": {"CreateUser", "GetUser", "BatchGetUsers"},
+    "UserService": {
+        "CreateUser",
+        "GetUser",
+        "BatchGetUsers",
+        "ListUsers",
+        "UpdateUser",
+        "DeleteUser",
+        "UndeleteUser",
+        "PurgeUser",
+        "SetPassword",
+        "VerifyPassword",
+    },
     "ConversationService": {"CreateConversation", "GetConversation", "ListConversations"},
     "ParticipantService": {
         "InviteParticipant",
@@ -48,7 +59,15 @@ SERVED = {
         "GetParticipant",
         "ListParticipants",
     },
-    "MessageService": {"SendMessage", "BatchSendMessages", "GetMessage", "ListMessages"},
+    "MessageService": {
+        "SendMessage",
+        "BatchSendMessages",
+        "GetMessage",
+        "ListMessages",
+        "SearchMessages",
+        "UpdateMessage",
+        "ListMessageRevisions",
+    },
     "EventService": {"Watch", "ListEvents"},
 }
 # No message of ours: a field of an unknown type, cut off.

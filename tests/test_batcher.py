@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.batcher import Batcher
+from service.batcher import PATIENCE, Batcher
 from service.errors import Aborted, DeadlineExceeded, ParleyError, Unavailable, Unknown
 
 
@@ -37,7 +37,7 @@ async def settled(tasks: Sequence[asyncio.Task[str]]) -> list[str | BaseExceptio
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def turns(count: int = 5) -> None:
+async def turns(count: int = 2 * PATIENCE) -> None:
     """Let everything run that can."""
     for _ in range(count):
         await asyncio.sleep(0)
@@ -64,6 +64,22 @@ async def test_what_comes_while_a_batch_runs_goes_together_in_order_after_it() -
 
     assert await settled([*first, *rest]) == ["A", "B", "C", "D"]
     assert work.batches == [["a"], ["b", "c", "d"]]
+
+
+async def test_those_who_are_on_their_way_are_waited_for_and_nobody_else() -> None:
+    work = Work()
+    batcher = Batcher(work)
+    tasks = []
+
+    for item in "abc":
+        tasks += submitting(batcher, item)
+        await turns(PATIENCE // 2)
+    assert work.batches == []
+    await turns()
+    tasks += submitting(batcher, "d")
+
+    assert await settled(tasks) == list("ABCD")
+    assert work.batches == [["a", "b", "c"], ["d"]]
 
 
 async def test_a_batch_holds_no_more_items_than_it_may() -> None:

@@ -11,7 +11,7 @@ SERVICE = Path(__file__).parent.parent / "service"
 # Who may import whom: what stands on a floor below, or in one's own room. Lowest floor first.
 FLOORS = [
     {"domain", "errors", "settings"},
-    {"identity", "logs"},
+    {"admin", "identity", "logs", "metrics", "passwords"},
     {"rules"},
     {
         "batcher",
@@ -27,12 +27,13 @@ FLOORS = [
     {"masks", "repositories"},
     {"store"},
     {"coalescer", "doorbell"},
-    {"lookups", "readiness", "reading", "sending", "wire"},
+    {"lookups", "readiness", "reading", "sending", "verifying", "wire"},
     {"following"},
     {"watching"},
     {"access", "servicers"},
     {"interceptors", "tokens", "watcher"},
     {"server"},
+    {"workers"},
     {"cli"},
     {"__main__"},
 ]
@@ -59,6 +60,10 @@ KNOWS = {
     "parley": (
         {"access", "importer", "server", "servicers", "watcher", "wire"},
         "rules and repositories speak the domain's words; wire is where they meet protobuf",
+    ),
+    "argon2": (
+        {"passwords"},
+        "a hash takes a core and 19 MiB: all are made in its threads, never on the event loop",
     ),
     # Not a library: what ends a call.
     "abort": (

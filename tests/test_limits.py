@@ -49,7 +49,7 @@ async def test_a_caller_over_its_rate_is_told_when_to_come_back_and_others_go_on
     other = await tokens.create(
         postgres.url, service="other", scopes=["read", "system"], expires_in=None
     )
-    async with serving(postgres.url, tmp_path, calls_per_second=10) as client:
+    async with serving(postgres.url, tmp_path, calls_per_second=0.5) as client:
         answers = await asyncio.gather(*(client.user() for _ in range(30)), return_exceptions=True)
         refused = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
         told = await failure(client.user())
@@ -58,10 +58,11 @@ async def test_a_caller_over_its_rate_is_told_when_to_come_back_and_others_go_on
         await asyncio.sleep(told.retry_seconds)
         await client.user()
 
-    assert 15 <= len(refused) <= 20
+    # One at first, and another one at most if this took two seconds.
+    assert len(refused) >= 28
     assert (told.code, told.reason) == ("RESOURCE_EXHAUSTED", "RATE_LIMITED")
     assert told.quota == "calls of development"
-    assert told.retry_seconds <= 0.1
+    assert told.retry_seconds <= 2
     assert unknown.code == "NOT_FOUND"
 
 

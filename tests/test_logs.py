@@ -63,6 +63,12 @@ async def test_nothing_that_anybody_said_is_in_the_log(service: Service) -> None
             system.users.VerifyPassword(
                 user_pb2.VerifyPasswordRequest(user_id="ada", password=CANARY)
             ),
+            system.verify(CANARY, user_id="ada"),
+            system.verify(f"{CANARY}\0", user_id="ada"),
+            system.set_password("nobody", CANARY),
+            # People type their password where their name belongs.
+            system.verify("secret", user_id=CANARY),
+            system.verify("secret", email=f"{CANARY}@example.org"),
             system.participants.RemoveParticipant(
                 participant_pb2.RemoveParticipantRequest(
                     conversation_id=talk.id, user_id=ada.id, reason=CANARY

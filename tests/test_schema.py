@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import selectinload
 
 from service.embedded import EmbeddedPostgres
-from service.models import Base, Conversation, Message, Participant, User
+from service.models import Base, Conversation, Message, MessageRevision, Participant, User
 
 # The shape
 
@@ -152,8 +152,17 @@ GOOD: dict[str, dict[str, Any]] = {
         "role": "USER",
         "content": "More?",
     },
+    "message_revisions": {
+        "conversation_id": TEA,
+        "message_id": IN_TEA,
+        "revision": 2,
+        "content": "Tea!",
+        "editor_id": ADA,
+        "created_at": NOW,
+    },
     "events": {"conversation_id": TEA, "version": 2, "era": 1, "type": "MESSAGE_CREATED"},
     "requests": {"conversation_id": TEA, "key": b"k" * 16, "payload_hash": b"h" * 32},
+    "password_failures": {"key": b"k" * 32},
     "tokens": {"key_id": "new", "secret_hash": b"h" * 32, "service": "s", "scopes": ["read"]},
 }
 
@@ -173,6 +182,8 @@ RECORD: list[tuple[str, dict[str, Any]]] = [
     ("participants", {"user_id": ADA, "conversation_id": TALK}),
     ("messages", {"id": IN_TEA, "sequence": 1, "external_id": "x"}),
     ("messages", {"id": IN_TALK, "sequence": 1, "conversation_id": TALK}),
+    ("message_revisions", {"revision": 1}),
+    ("message_revisions", {"revision": 1, "conversation_id": TALK, "message_id": IN_TALK}),
     ("events", {"version": 1}),
     ("requests", {"key": b"0" * 16}),
     ("requests", {"key": b"0" * 16, "conversation_id": None}),
@@ -193,6 +204,13 @@ BAD: list[tuple[str, str, dict[str, Any]]] = [
     ("ck_users_username_length", "users", {"username": "é" * 65}),
     ("ck_users_kind", "users", {"kind": "ROBOT"}),
     ("ck_users_metadata_object", "users", {"metadata": "[]"}),
+    # Who was purged is nobody, and nobody else is.
+    ("ck_users_purged", "users", {"username": None}),
+    ("ck_users_purged", "users", {"purged_at": NOW}),
+    *(
+        ("ck_users_purged", "users", {"username": None, "purged_at": NOW, name: "x"})
+        for name in ("email", "password_hash", "external_id")
+    ),
     ("pk_conversations", "conversations", {"id": TEA}),
     ("uq_conversations_slug", "conversations", {"slug": "tea"}),
     ("uq_conversations_external_id", "conversations", {"external_id": "x"}),
@@ -255,6 +273,18 @@ BAD: list[tuple[str, str, dict[str, Any]]] = [
     ("ck_messages_tokens", "messages", {"output_tokens": -1}),
     ("ck_messages_content_length", "messages", {"content": "é" * 131_072 + "!"}),
     ("ck_messages_metadata_object", "messages", {"metadata": '"text"'}),
+    ("fk_messages_edited_by_user_id", "messages", {"edited_by_user_id": NOBODY}),
+    ("pk_message_revisions", "message_revisions", {"revision": 1}),
+    ("fk_message_revisions_message", "message_revisions", {"message_id": IN_TALK}),
+    ("fk_message_revisions_editor_id", "message_revisions", {"editor_id": NOBODY}),
+    ("ck_message_revisions_revision_positive", "message_revisions", {"revision": 0}),
+    (
+        "ck_message_revisions_content_length",
+        "message_revisions",
+        {"content": "é" * 131_072 + "!"},
+    ),
+    ("ck_message_revisions_metadata_object", "message_revisions", {"metadata": "[]"}),
+    ("ck_message_revisions_tokens", "message_revisions", {"tokens_used": -1}),
     ("pk_events", "events", {"version": 1}),
     ("ck_events_version_positive", "events", {"version": 0}),
     ("ck_events_type", "events", {"type": "RUMOUR"}),
@@ -263,6 +293,7 @@ BAD: list[tuple[str, str, dict[str, Any]]] = [
     ("fk_requests_conversation_id", "requests", {"conversation_id": NOWHERE}),
     ("ck_requests_digests", "requests", {"key": b"0" * 15}),
     ("ck_requests_digests", "requests", {"payload_hash": b"0" * 33}),
+    ("ck_password_failures_key_length", "password_failures", {"key": b"ada"}),
     # Of a secret nothing is stored but its SHA-256, by mistake neither.
     ("ck_tokens_secret_hash_length", "tokens", {"secret_hash": b"the secret itself"}),
 ]
@@ -270,6 +301,7 @@ BAD: list[tuple[str, str, dict[str, Any]]] = [
 FINE: list[tuple[str, dict[str, Any]]] = [
     *((table, {}) for table in GOOD),
     ("users", {"username": "Ada"}),
+    ("users", {"username": None, "purged_at": NOW, "deleted_at": NOW}),
     ("users", {"username": "é" * 64, "email": "zoe@example.org"}),
     ("conversations", {"slug": "a" * 63}),
     ("participants", INVITED),
@@ -279,6 +311,7 @@ FINE: list[tuple[str, dict[str, Any]]] = [
     ("messages", {"reply_to_message_id": IN_TEA, "parent_message_id": IN_TEA}),
     ("messages", {"role": "ASSISTANT", "sender_id": None}),
     ("messages", {"conversation_id": TALK, "external_id": "x"}),
+    ("message_revisions", {"editor_id": None, "tokens_used": 0, "content": ""}),
     ("requests", {"conversation_id": None}),
     ("requests", {"conversation_id": TALK, "key": b"0" * 16}),
 ]
@@ -331,6 +364,7 @@ async def test_every_constraint_is_tried(database: asyncpg.Connection) -> None:
         # The same pair as the primary key, which speaks first; here for who looks up by user.
         "uq_participants_user_conversation",
         "pk_eras",
+        "pk_password_failures",
         "pk_signing_keys",
         "pk_tokens",
     }
@@ -353,7 +387,7 @@ async def test_one_statement_deletes_a_conversation_and_all_that_is_in_it(
 
     await record.execute("DELETE FROM conversations WHERE id = $1", TEA)
 
-    for table in ("participants", "messages", "requests"):
+    for table in ("participants", "messages", "message_revisions", "requests"):
         left = await record.fetch(f"SELECT conversation_id FROM {table}")
         assert TEA not in {row["conversation_id"] for row in left}
         assert left != []
@@ -439,6 +473,7 @@ async def test_the_relationships_can_be_walked(session: AsyncSession) -> None:
             inside.selectinload(Message.parent),
             inside.selectinload(Message.branches),
             inside.selectinload(Message.invitations),
+            inside.selectinload(Message.revisions).selectinload(MessageRevision.message),
         ],
     )
 
@@ -449,13 +484,15 @@ async def test_the_relationships_can_be_walked(session: AsyncSession) -> None:
     assert (first.replies, second.replies) == ([second], [first])
     assert (first.parent, second.parent) == (None, first)
     assert (first.branches, second.branches) == ([second], [])
-    ada, bob = sorted(tea.participants, key=lambda each: each.user.username)
+    ada, bob = sorted(tea.participants, key=lambda each: each.user.username or "")
     assert (ada.user.username, bob.user.username) == ("ada", "bob")
     assert first.sender is second.sender is ada
     # Of this conversation alone, though she speaks in another one too.
     assert ada.sent_messages == [first, second]
     assert bob.initial_message is first
     assert first.invitations == [bob]
+    assert [each.revision for each in first.revisions] == [1]
+    assert first.revisions[0].message is first
 
 
 async def test_from_a_user_to_what_is_its_own(session: AsyncSession) -> None:

@@ -42,12 +42,27 @@ MOVES = (
     "LeaveConversation",
     "RemoveParticipant",
 )
-MESSAGES = ("get", "list_newest", "list_oldest", "list_by_sender", "list_events", "watch", "follow")
+MESSAGES = (
+    "get",
+    "list_newest",
+    "list_oldest",
+    "list_by_sender",
+    "list_around",
+    "list_events",
+    "watch",
+    "follow",
+    "list_around_first_unread",
+    "batch_get",
+    "search_here",
+    "search_everywhere",
+    "inbox",
+)
 COUNTS = ("last_sequence", "cursors")
 READS = (*MESSAGES, *COUNTS)
 
 JOINED = participant_pb2.Participant.STATUS_JOINED
 INVITED = participant_pb2.Participant.STATUS_INVITED
+STATUSES = [each for each in participant_pb2.Participant.Status.values() if each]
 
 
 @dataclass
@@ -212,6 +227,46 @@ class Storm:
 
     async def list_by_sender(self, client: Client) -> list[int]:
         return await self._list(client, page_size=20, sender_id=self.owner.id)
+
+    async def list_around(self, client: Client) -> list[int]:
+        around = self.random.randint(1, self.sent + 5)
+        return await self._list(client, page_size=20, around_sequence=around)
+
+    async def list_around_first_unread(self, client: Client) -> list[int]:
+        return await self._list(client, page_size=20, around_first_unread=True)
+
+    async def batch_get(self, client: Client) -> list[int]:
+        sequences = [self.random.randint(1, self.sent + 5) for _ in range(20)]
+        request = message_pb2.BatchGetMessagesRequest(
+            conversation_id=self.talk.id, sequences=sequences
+        )
+        found = (await client.messages.BatchGetMessages(request)).messages
+        return [message.sequence for message in found]
+
+    async def search_here(self, client: Client) -> list[int]:
+        return await self._search(client, self.talk.id)
+
+    async def search_everywhere(self, client: Client) -> list[int]:
+        return await self._search(client)
+
+    async def _search(self, client: Client, conversation_id: str = "") -> list[int]:
+        """Every message says the same: whatever is looked at is found."""
+        request = message_pb2.SearchMessagesRequest(
+            query="x", conversation_id=conversation_id, page_size=20
+        )
+        response = await client.messages.SearchMessages(request)
+        found = [result.message.sequence for result in response.results]
+        if response.next_page_token:
+            request.page_token = response.next_page_token
+            response = await client.messages.SearchMessages(request)
+            found += [result.message.sequence for result in response.results]
+        return found
+
+    async def inbox(self, client: Client) -> list[int]:
+        """The last message that is shown there, whose unread ones are counted from the window."""
+        request = conversation_pb2.ListUserConversationsRequest(statuses=STATUSES)
+        lines = (await client.conversations.ListUserConversations(request)).user_conversations
+        return [line.last_message.sequence for line in lines if line.HasField("last_message")]
 
     async def _list(self, client: Client, **filters: Any) -> list[int]:
         """Two pages: what a token leads to is authorised like any first page."""

@@ -62,7 +62,11 @@ var methods = map[string]method{
 	"SendMessage":     {"/parley.v1.MessageService/SendMessage", sendMessage},
 	"GetMessage":      {"/parley.v1.MessageService/GetMessage", getMessage},
 	"ListMessages":    {"/parley.v1.MessageService/ListMessages", listMessages},
+	"ListAround":      {"/parley.v1.MessageService/ListMessages", listAround},
 	"GetConversation": {"/parley.v1.ConversationService/GetConversation", getConversation},
+	"ListUserConversations": {
+		"/parley.v1.ConversationService/ListUserConversations", listUserConversations},
+	"SearchMessages": {"/parley.v1.MessageService/SearchMessages", searchMessages},
 }
 
 func main() {
@@ -168,8 +172,25 @@ func listMessages(job *job, to conversation) []byte {
 	return appendString(request, 3, job.PageToken)
 }
 
+// A window around a message anywhere in the conversation.
+func listAround(job *job, to conversation) []byte {
+	request := appendNumber(appendString(nil, 1, to.ID), 2, job.PageSize)
+	return appendNumber(request, 12, 1+rand.Uint64N(uint64(to.LastSequence)))
+}
+
 func getConversation(_ *job, to conversation) []byte {
 	return appendString(nil, 1, to.ID)
+}
+
+// The actor's own inbox: whose it is need not be said.
+func listUserConversations(job *job, _ conversation) []byte {
+	return appendNumber(nil, 2, job.PageSize)
+}
+
+// A conversation without an id stands for all of the actor's.
+func searchMessages(job *job, to conversation) []byte {
+	request := appendString(nil, 1, job.Bodies[rand.IntN(len(job.Bodies))])
+	return appendNumber(appendString(request, 2, to.ID), 7, job.PageSize)
 }
 
 func appendString(to []byte, field protowire.Number, value string) []byte {

@@ -7,7 +7,7 @@ are looked up by it, so that is all it holds from now on. The version before rea
 from alembic import op
 
 revision = "0006"
-down_revision = "0002"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 

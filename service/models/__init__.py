@@ -3,8 +3,9 @@
 from service.models.base import Base
 from service.models.conversation import Conversation
 from service.models.event import Era, Event
-from service.models.message import Message
+from service.models.message import Message, MessageRevision
 from service.models.participant import Participant
+from service.models.password import PasswordFailure
 from service.models.request import Request
 from service.models.token import SigningKey, Token
 from service.models.user import User
@@ -15,7 +16,9 @@ __all__ = [
     "Era",
     "Event",
     "Message",
+    "MessageRevision",
     "Participant",
+    "PasswordFailure",
     "Request",
     "SigningKey",
     "Token",

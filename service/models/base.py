@@ -18,6 +18,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 Name = Text(collation="C")
 
 EMPTY_OBJECT = text("'{}'::jsonb")
+# A column that only PostgreSQL looks into: reading a row leaves it out.
+NEVER_READ = {"never_read": True}
 # Said in every query that filters by metadata, so that the partial GIN index applies to it.
 HAS_METADATA = "metadata <> '{}'::jsonb"
 

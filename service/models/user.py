@@ -1,3 +1,4 @@
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import CheckConstraint, Index, UniqueConstraint, text
@@ -12,11 +13,14 @@ if TYPE_CHECKING:
 
 
 class User(BaseModel):
-    """Somebody, or something, that takes part in conversations."""
+    """Somebody, or something, that takes part in conversations.
+
+    Of one that was purged only the row is left, without a name: its messages still point at it.
+    """
 
     __tablename__ = "users"
 
-    username: Mapped[str] = mapped_column(Name)
+    username: Mapped[str | None] = mapped_column(Name)
     email: Mapped[str | None]
     full_name: Mapped[str] = mapped_column(server_default="")
     kind: Mapped[str] = mapped_column(server_default=UserKind.HUMAN)
@@ -28,6 +32,7 @@ class User(BaseModel):
     external_id: Mapped[str | None] = mapped_column(Name)
     # Counts client-made changes; the etag is made from it.
     revision: Mapped[int] = mapped_column(server_default=text("1"))
+    purged_at: Mapped[datetime | None] = mapped_column(sort_order=13)
 
     # Nothing goes with a user: the database refuses while anything points at it.
     created_conversations: Mapped[list["Conversation"]] = relationship(
@@ -61,7 +66,15 @@ class User(BaseModel):
             postgresql_ops={"metadata": "jsonb_path_ops"},
             postgresql_where=text(HAS_METADATA),
         ),
+        # In the order of the list, of all users and of the few that are not active.
+        Index("ix_users_created_at_id", "created_at", "id"),
+        Index("ix_users_inactive", "created_at", "id", postgresql_where=text("NOT is_active")),
         one_of("kind", UserKind),
         CheckConstraint("char_length(username) BETWEEN 1 AND 64", name="username_length"),
         CheckConstraint("jsonb_typeof(metadata) = 'object'", name="metadata_object"),
+        CheckConstraint(
+            "CASE WHEN purged_at IS NULL THEN username IS NOT NULL"
+            " ELSE num_nonnulls(username, email, password_hash, external_id) = 0 END",
+            name="purged",
+        ),
     )

@@ -57,6 +57,15 @@ SELECT (SELECT count(*) FROM messages WHERE conversation_id = $1) AS message_cou
        (SELECT count(*) FROM participants WHERE conversation_id = $1) AS participant_count
 """
 
+# Those that a user is in, and those that it created.
+TIED = """
+(SELECT conversation_id AS id FROM participants
+ WHERE user_id = $1 AND status IN ('INVITED', 'JOINED') ORDER BY conversation_id LIMIT $2)
+UNION
+(SELECT id FROM conversations WHERE creator_id = $1 ORDER BY created_at, id LIMIT $2)
+ORDER BY id LIMIT $2
+"""
+
 # (conversation's id or slug, actor's id or None)
 Key = tuple[UUID | str, UUID | None]
 
@@ -94,6 +103,10 @@ class Conversations(Repository):
             select(conversations).where(conversations.c.id == conversation_id)
         )
 
+    async def tied_to(self, user_id: UUID, *, limit: int) -> Sequence[UUID]:
+        """Some of the conversations that the user is in, invited to, or the creator of."""
+        return [row["id"] for row in await self._connection.fetch(TIED, user_id, limit)]
+
     async def create(self, *, actor_id: UUID | None, **columns: Any) -> Row:
         """Insert one as version 1, or raise AlreadyExists naming whoever has its slug or id."""
         row = await self._connection.row(
@@ -127,7 +140,7 @@ class Conversations(Repository):
         try:
             await self._change(conversation, EventType.CONVERSATION_UPDATED, changes, actor_id)
         except IntegrityError as error:
-            # Nothing else that may be updated is unique.
+            # Nothing else that may change is unique.
             slug = changes["slug"]
             raise AlreadyExists(
                 "SLUG_TAKEN", "conversation", slug, field="conversation.slug"
@@ -253,6 +266,12 @@ class Conversations(Repository):
             statement = statement.where(c.deleted_at.is_(None))
         elif actor_id is not None:
             statement = statement.where(or_(c.deleted_at.is_(None), p.role == "OWNER"))
+        place = (c.created_at.desc(), c.id.desc())
+        if actor_id is not None or participant_id:
+            # OFFSET 0: one user's conversations are read and put in order. Otherwise all there are
+            # may be walked through, newest first, for those of somebody who has only old ones.
+            own = statement.offset(0).subquery("own")
+            statement, place = select(own), (own.c.created_at.desc(), own.c.id.desc())
         return await self._connection.rows(
-            statement.order_by(c.created_at.desc(), c.id.desc()).limit(limit)
+            statement.order_by(*place).limit(limit), replan=metadata_contains != "{}"
         )

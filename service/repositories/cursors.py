@@ -23,7 +23,8 @@ CROSS JOIN LATERAL (SELECT {FIRST} AS first_sequence, {LAST} AS final_sequence,
                            {SHOWN} AS shown_message_id) AS w
 """
 
-# What is read is no change of the participant: its revision stays, and so does its etag.
+# What is read is no change of the participant: its revision stays, and so does its etag. As to ANY,
+# see the messages.
 WRITE = """
 WITH move AS MATERIALIZED (
   SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::bigint[], $5::bigint[])
@@ -34,11 +35,12 @@ moved AS (
   FROM (SELECT conversation_id, user_id, max(sequence) AS sequence
         FROM move GROUP BY conversation_id, user_id) m
   WHERE p.conversation_id = m.conversation_id AND p.user_id = m.user_id
+    AND p.conversation_id = ANY($1::uuid[]) AND p.user_id = ANY($2::uuid[])
 ),
 counted AS (
   UPDATE conversations c SET version = m.version
   FROM (SELECT conversation_id, max(version) AS version FROM move GROUP BY conversation_id) m
-  WHERE c.id = m.conversation_id
+  WHERE c.id = m.conversation_id AND c.id = ANY($1::uuid[])
 ),
 told AS (
   INSERT INTO events (conversation_id, version, era, type, actor_id, sequence, user_id)
@@ -54,7 +56,9 @@ FIND = f"""
 SELECT {columns_of("participants", "p")}, u.username, {UNREAD} AS unread_count
 FROM (SELECT DISTINCT * FROM unnest($1::uuid[], $2::uuid[]) AS k(conversation_id, user_id)) AS k
 JOIN participants p ON p.conversation_id = k.conversation_id AND p.user_id = k.user_id
-JOIN users u ON u.id = p.user_id
+  AND p.conversation_id = ANY($1::uuid[]) AND p.user_id = ANY($2::uuid[])
+JOIN conversations c ON c.id = p.conversation_id AND c.id = ANY($1::uuid[])
+JOIN users u ON u.id = p.user_id AND u.id = ANY($2::uuid[])
 """
 
 # (conversation's id, user's id)

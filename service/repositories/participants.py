@@ -19,12 +19,21 @@ PARTICIPANT = columns_of("participants", "p")
 # Absent rows leave everything of `p` NULL: `status` tells.
 OWN = ", ".join(f"p.{column.name}" for column in participants.columns if column.name != "user_id")
 
+# The row lock is a foreign key's own: whoever is live now is not purged before we commit.
 PEOPLE = f"""
 SELECT u.id AS user_id, u.username, u.kind, u.is_active AND u.deleted_at IS NULL AS usable,
        {OWN}, COALESCE({SEES}, false) AS sees
 FROM unnest($2::uuid[]) AS k(user_id)
-JOIN users u ON u.id = k.user_id
+JOIN users u ON u.id = k.user_id AND u.id = ANY($2::uuid[])
 LEFT JOIN participants p ON p.conversation_id = $1 AND p.user_id = k.user_id
+FOR KEY SHARE OF u
+"""
+
+PRESENT = f"""
+SELECT {PARTICIPANT}, u.username, u.kind, u.is_active AND u.deleted_at IS NULL AS usable
+FROM participants p JOIN users u ON u.id = p.user_id
+WHERE p.conversation_id = $1 AND p.status IN ('INVITED', 'JOINED')
+ORDER BY p.joined_at, p.user_id
 """
 
 CROWD = """
@@ -89,6 +98,10 @@ class Participants(Repository):
         """Each user with its participant's row, if any, and whether that row lets it see."""
         rows = await self._connection.fetch(PEOPLE, conversation_id, user_ids)
         return {row["user_id"]: row for row in rows}
+
+    async def present(self, conversation_id: UUID) -> Sequence[Row]:
+        """Everybody who is joined or invited: as many as a conversation may have."""
+        return await self._connection.fetch(PRESENT, conversation_id)
 
     async def crowd(self, conversation_id: UUID) -> Crowd:
         (row,) = await self._connection.fetch(CROWD, conversation_id)

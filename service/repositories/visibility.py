@@ -10,26 +10,33 @@ points at.
 # Whether the actor's row shows it the conversation at all.
 SEES = "(p.status IN ('INVITED', 'JOINED') OR p.joined_at IS NOT NULL)"
 
+# The last message that the actor's row lets it read, if there is one.
+END = "least(p.visible_to_sequence, c.last_sequence)"
 # The window, as concrete numbers of the same moment as the row: a message that came after cannot
 # slip in, whatever is read next and however late.
 FIRST = "CASE WHEN k.actor_id IS NULL THEN 1 ELSE p.visible_from_sequence END"
-LAST = (
-    "CASE WHEN k.actor_id IS NULL THEN c.last_sequence"
-    " ELSE least(p.visible_to_sequence, c.last_sequence) END"
-)
+LAST = f"CASE WHEN k.actor_id IS NULL THEN c.last_sequence ELSE {END} END"
 # The one message shown by a pending invitation.
 SHOWN = "CASE WHEN p.status = 'INVITED' THEN p.initial_message_id END"
 
-# How many messages a participant (`p`) has not read of those it may, counted to 1,000: they come
-# after its cursor, are not its own and not deleted.
-UNREAD = """
-(SELECT count(*) FROM (
-   SELECT FROM messages m
-   WHERE m.conversation_id = p.conversation_id
-     AND m.sequence >= greatest(p.last_read_sequence + 1, p.visible_from_sequence)
-     AND (p.visible_to_sequence IS NULL OR m.sequence <= p.visible_to_sequence)
-     AND m.sender_id IS DISTINCT FROM p.user_id AND m.deleted_at IS NULL
-   LIMIT 1000) AS unread)
+# What a participant (`p`) has not read of what it may: messages from here on to the end of its
+# window, which are not its own and not deleted.
+UNREAD_FROM = "greatest(p.last_read_sequence + 1, p.visible_from_sequence)"
+IS_UNREAD = (
+    f"m.conversation_id = p.conversation_id AND m.sequence BETWEEN {UNREAD_FROM} AND {END}"
+    " AND m.sender_id IS DISTINCT FROM p.user_id AND m.deleted_at IS NULL"
+)
+# How many they are, counted to 1,000. Sequences have no gaps, so that all there are is a
+# subtraction, and only the exceptions are looked up: who comes back to a thousand rooms must not
+# wait for a million messages to be read.
+UNREAD = f"""
+least(1000, greatest(0, {END} - {UNREAD_FROM} + 1)
+  - (SELECT count(*) FROM messages m
+     WHERE m.conversation_id = p.conversation_id AND m.sequence BETWEEN {UNREAD_FROM} AND {END}
+       AND m.deleted_at IS NOT NULL)
+  - (SELECT count(*) FROM messages m
+     WHERE m.conversation_id = p.conversation_id AND m.sequence BETWEEN {UNREAD_FROM} AND {END}
+       AND m.sender_id = p.user_id AND m.deleted_at IS NULL))
 """
 
 

@@ -6,8 +6,8 @@ from hashlib import sha256
 from typing import Any, Self
 from uuid import UUID
 
-from service.rules.metadata import is_same
 from service.rules.rights import require_writable
+from service.rules.updates import news
 
 Row = Mapping[str, Any]
 
@@ -17,18 +17,10 @@ def update(conversation: Row, wanted: Row) -> dict[str, Any]:
 
     An archived one takes only what makes it active again. What is so already, it takes too.
     """
-    changes = {
-        name: value for name, value in wanted.items() if not _holds(conversation, name, value)
-    }
+    changes = news(conversation, wanted)
     active = not changes or conversation["is_active"] or changes.get("is_active")
     require_writable({**conversation, "is_active": active})
     return changes
-
-
-def _holds(conversation: Row, name: str, value: Any) -> bool:
-    if name == "metadata":
-        return is_same(conversation[name], value)
-    return bool(conversation[name] == value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ class Right(StrEnum):
     APPOINT = "change roles"
     UPDATE = "change the conversation"
     DELETE = "delete or undelete the conversation"
+    EDIT = "edit messages"
     DELETE_MESSAGES = "delete or undelete messages"
     DELETE_OTHERS_MESSAGES = "delete or undelete what others sent or deleted"
 
@@ -40,6 +41,7 @@ RIGHTS: dict[Right, frozenset[Role]] = {
     Right.APPOINT: frozenset({OWNER, MODERATOR}),
     Right.UPDATE: frozenset({OWNER, MODERATOR}),
     Right.DELETE: frozenset({OWNER}),
+    Right.EDIT: frozenset({OWNER, MODERATOR, MEMBER}),
     Right.DELETE_MESSAGES: frozenset({OWNER, MODERATOR, MEMBER}),
     Right.DELETE_OTHERS_MESSAGES: frozenset({OWNER, MODERATOR}),
 }
@@ -64,6 +66,15 @@ def require_right(right: Right, person: Person | None, *, conversation: str) -> 
             "PERMISSION_DENIED", rule=f"a participant with role {person['role']} may not {right}"
         )
     return person
+
+
+def require_may_edit(
+    person: Person | None, sender_id: UUID | None, *, actor_id: UUID, conversation: str
+) -> None:
+    """Raise unless the actor may edit a message that `sender_id` sent."""
+    require_right(Right.EDIT, person, conversation=conversation)
+    if sender_id != actor_id:
+        raise PermissionDenied("PERMISSION_DENIED", rule="only its sender may edit a message")
 
 
 def require_may_delete(

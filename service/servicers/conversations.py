@@ -10,9 +10,8 @@ from parley.v1 import conversation_pb2 as pb
 from parley.v1 import conversation_pb2_grpc, participant_pb2
 from service import masks, paging, wire
 from service.coalescer import lock_of
-from service.domain import ParticipantRole
+from service.domain import ParticipantRole, ParticipantStatus
 from service.errors import (
-    FailedPrecondition,
     InvalidArgument,
     NotFound,
     ParleyError,
@@ -24,6 +23,7 @@ from service.lookups import Lookups
 from service.paging import PageTokens
 from service.repositories.base import Row
 from service.repositories.conversations import Purged
+from service.repositories.inbox import Place
 from service.repositories.messages import WHOLE
 from service.rules import conversations, deletion
 from service.rules.conversations import Pair
@@ -187,6 +187,41 @@ class ConversationServicer(conversation_pb2_grpc.ConversationServiceServicer):
             response.next_page_token = self._page_tokens.seal(
                 paging.place(last["created_at"], last["id"]), binding
             )
+        return response
+
+    async def ListUserConversations(
+        self, request: pb.ListUserConversationsRequest, call: Call
+    ) -> pb.ListUserConversationsResponse:
+        with Fields() as fields:
+            user = fields.user("user_id", request.user_id, required=not call.actor)
+            limit = fields.page_size(request.page_size)
+            statuses = fields.enums("statuses", request.statuses, ParticipantStatus)
+            title = fields.line("title_contains", request.title_contains, limit=256)
+            metadata = fields.metadata("metadata_contains", request.metadata_contains)
+        binding = paging.binding(call, request)
+        position = self._page_tokens.open(request.page_token, binding)
+
+        user_id = await self._lookups.own_id(user, call, of="conversations")
+        if user_id is None:
+            raise NotFound("user", request.user_id)
+        async with self._store.snapshot() as snapshot:
+            lines, more = await snapshot.inbox.list(
+                user_id,
+                statuses=statuses or [ParticipantStatus.JOINED],
+                is_active=request.is_active if request.HasField("is_active") else None,
+                metadata_contains=metadata,
+                title_contains=title,
+                unread_only=request.unread_only,
+                after=Place.of(position) if position else None,
+                limit=limit,
+                byte_limit=paging.MAX_RESPONSE_BYTES,
+            )
+
+        shown = paging.cut(map(wire.user_conversation, lines))
+        response = pb.ListUserConversationsResponse(user_conversations=shown)
+        if more or len(shown) < len(lines):
+            place = lines[len(shown) - 1].place
+            response.next_page_token = self._page_tokens.seal(place.position(), binding)
         return response
 
     async def GetOrCreateDirectConversation(
@@ -488,6 +523,8 @@ async def _make(transaction: Transaction, new: NewConversation, users: Users, ca
     )
     id: UUID = conversation["id"]
     people = await transaction.participants.people(id, [user_id for _, user_id in entrants])
+    for entrant, user_id in entrants:
+        require_usable(people[user_id], field=entrant.field)
 
     def changes(move: Move, message_id: UUID | None = None) -> list[Change]:
         made = (
@@ -530,8 +567,6 @@ def _identify(new: NewConversation, users: Users, call: Call) -> list[tuple[Entr
             if entrant is creator and call.actor and user["id"] != call.actor.id:
                 rule = f"{entrant.field} may name nobody but the actor itself"
                 raise PermissionDenied("PERMISSION_DENIED", rule=rule)
-            if user["deleted_at"] or not user["is_active"]:
-                raise FailedPrecondition("USER_INACTIVE", field=entrant.field)
             other = identified.setdefault(user["id"], entrant)
             if other not in (entrant, creator):
                 fields.reject("DUPLICATE", entrant.field, other=other.field)

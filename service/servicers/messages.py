@@ -1,29 +1,68 @@
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 from uuid import UUID
 
 from parley.v1 import message_pb2 as pb
 from parley.v1 import message_pb2_grpc
-from service import paging, wire
+from service import masks, paging, wire
 from service.coalescer import lock_of
 from service.domain import MessageRole, MessageStatus
-from service.errors import NotFound, Unimplemented
+from service.errors import NotFound
 from service.fields import Fields
 from service.identity import Call
 from service.lookups import Lookups, require_reader
 from service.paging import PageTokens, Position
 from service.repositories.base import Row
 from service.repositories.messages import WHOLE
-from service.rules import deletion
+from service.repositories.search import Place, Wanted
+from service.rules import deletion, edits
 from service.rules.messages import Append, Draft, Replayed
 from service.rules.requests import RequestId
-from service.rules.rights import require_may_delete, require_writable, user_not_found
+from service.rules.rights import (
+    require_may_delete,
+    require_may_edit,
+    require_writable,
+    user_not_found,
+)
+from service.rules.search import LONG_TEXT, Query
 from service.sending import Sender
 from service.store import Store, Transaction
 
 MAX_BATCH_MESSAGES = 500
 MAX_BATCH_BYTES = 3 << 20
+MAX_WINDOW, DEFAULT_WINDOW = 500, 25
 NEWEST_FIRST, OLDEST_FIRST = ORDERS = ("sequence desc", "sequence")
+
+
+# What says where a list begins, and counts on its first page only.
+WINDOW = (
+    "around_sequence", "around_message_id", "around_first_unread", "before_count", "after_count",
+)  # fmt: skip
+
+# Which messages to list.
+Filters = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Around which message a list begins (None: the first unread one), and with how many."""
+
+    key: UUID | int | None
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Messages, the lowest sequence first; beyond `below` and `above`, where given, are others."""
+
+    messages: list[pb.Message]
+    below: int | None = None
+    above: int | None = None
+    anchor: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +75,7 @@ class Asked:
     key: UUID | int
     etag: str
     request: RequestId | None
+    dry_run: bool = False
 
 
 # What a call does to a message of a conversation that is locked and seen by the caller; None where
@@ -120,11 +160,43 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
 
         return pb.GetMessageResponse(message=wire.message(row))
 
+    async def BatchGetMessages(
+        self, request: pb.BatchGetMessagesRequest, call: Call
+    ) -> pb.BatchGetMessagesResponse:
+        with Fields() as fields:
+            reference = fields.conversation("conversation_id", request.conversation_id)
+            count = len(request.message_ids) + len(request.sequences)
+            if not count:
+                fields.reject("REQUIRED", "message_ids")
+            if count > MAX_BATCH_MESSAGES:
+                field = "message_ids" if request.message_ids else "sequences"
+                fields.reject("TOO_MANY_ITEMS", field, limit=MAX_BATCH_MESSAGES)
+            ids = {
+                name: fields.id(f"message_ids[{n}]", name)
+                for n, name in enumerate(request.message_ids[:MAX_BATCH_MESSAGES])
+            }
+            sequences = fields.sequences("sequences", request.sequences[:MAX_BATCH_MESSAGES])
+
+        view = await self._lookups.live_view(request.conversation_id, reference, call)
+        async with self._store.snapshot() as snapshot:
+            found = await snapshot.messages.find_many(
+                view,
+                ids=list(ids.values()),
+                sequences=sequences,
+                byte_limit=paging.MAX_RESPONSE_BYTES,
+            )
+
+        messages = paging.cut(map(wire.message, found.rows))
+        return pb.BatchGetMessagesResponse(
+            messages=messages,
+            missing_message_ids=[name for name, id in ids.items() if id not in found.ids],
+            missing_sequences=[each for each in sequences if each not in found.sequences],
+            truncated=len(messages) < len(found.ids),
+        )
+
     async def ListMessages(
         self, request: pb.ListMessagesRequest, call: Call
     ) -> pb.ListMessagesResponse:
-        if request.WhichOneof("around"):
-            raise Unimplemented("NOT_IMPLEMENTED", method="ListMessages around a message")
         with Fields() as fields:
             reference = fields.conversation("conversation_id", request.conversation_id)
             limit = fields.page_size(request.page_size)
@@ -132,49 +204,211 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
             if order not in ORDERS:
                 fields.reject("INVALID_ORDER_BY", "order_by", allowed=", ".join(ORDERS))
             sender = fields.user("sender_id", request.sender_id, required=False)
-            external_id = fields.external_id("external_id", request.external_id)
-            roles = fields.enums("roles", request.roles, MessageRole)
-            statuses = fields.enums("statuses", request.statuses, MessageStatus)
-            created_after, created_before = fields.span(
-                request, after="created_after", before="created_before"
-            )
-            metadata = fields.metadata("metadata_contains", request.metadata_contains)
+            filters = _filters(fields, request)
+            window = _window(fields, request, call)
 
         view = await self._lookups.live_view(request.conversation_id, reference, call)
         require_reader(view)
-        binding = paging.binding(call, request, view["id"])
-        start, backwards = _place(self._page_tokens.open(request.page_token, binding))
-        user = await self._lookups.user(sender) if sender else None
-        if sender and not user:
-            raise user_not_found("sender_id", request.sender_id)
+        binding = paging.binding(call, request, view["id"], free=WINDOW)
+        position = self._page_tokens.open(request.page_token, binding)
+        if sender:
+            user = await self._lookups.user(sender)
+            if not user:
+                raise user_not_found("sender_id", request.sender_id)
+            filters["sender_id"] = user["id"]
+        if window and position is None:
+            page = await self._around(view, window, filters)
+        else:
+            start, backwards = _place(position)
+            down = (order == NEWEST_FIRST) != backwards
+            page = await self._beyond(view, start, filters, down=down, limit=limit)
+
+        forth, back = page.above, page.below
+        if order == NEWEST_FIRST:
+            page.messages.reverse()
+            forth, back = back, forth
+        response = pb.ListMessagesResponse(messages=page.messages, anchor_sequence=page.anchor)
+        if forth is not None:
+            response.next_page_token = self._page_tokens.seal([forth, "next"], binding)
+        if back is not None:
+            response.previous_page_token = self._page_tokens.seal([back, "previous"], binding)
+        return response
+
+    async def _beyond(
+        self, view: Row, start: int | None, filters: Filters, *, down: bool, limit: int
+    ) -> Page:
+        """The page that lies beyond `start`, or at the end of the window: downwards, or upwards."""
         async with self._store.snapshot() as snapshot:
             rows, more = await snapshot.messages.list(
                 view,
                 after=start,
-                descending=(order == NEWEST_FIRST) != backwards,
+                descending=down,
                 limit=limit,
                 byte_limit=paging.MAX_RESPONSE_BYTES,
-                sender_id=user["id"] if user else None,
-                external_id=external_id,
-                roles=roles,
-                statuses=statuses,
-                created_after=created_after,
-                created_before=created_before,
-                metadata_contains=metadata,
+                **filters,
+            )
+        messages = paging.cut(map(wire.message, rows))
+        if not messages:
+            return Page([])
+        # Before the very first page there is nothing yet; behind any other there is.
+        near = messages[0].sequence if start is not None else None
+        far = messages[-1].sequence if more or len(messages) < len(rows) else None
+        if down:
+            return Page(messages[::-1], below=far, above=near)
+        return Page(messages, below=near, above=far)
+
+    async def _around(self, view: Row, window: Window, filters: Filters) -> Page:
+        """The messages around one of them, which is among them if it passes the filters."""
+        anchor = await self._anchor(view, window.key)
+        if anchor is None:
+            return Page([])
+        half = paging.MAX_RESPONSE_BYTES // 2
+        async with self._store.snapshot() as snapshot:
+            lower, more_below = await snapshot.messages.list(
+                view,
+                after=anchor,
+                descending=True,
+                limit=window.before,
+                byte_limit=half,
+                **filters,
+            )
+            # The anchor, where it passes, and those after it.
+            upper, more_above = await snapshot.messages.list(
+                view,
+                after=anchor - 1,
+                descending=False,
+                limit=window.after + 1,
+                byte_limit=half,
+                **filters,
+            )
+        passes = len(upper) > 0 and upper[0]["sequence"] == anchor
+        below = paging.cut(map(wire.message, lower), limit=half)
+        above = paging.cut(map(wire.message, upper[: window.after + passes]), limit=half)
+        more_below = more_below or len(below) < len(lower)
+        more_above = more_above or len(above) < len(upper)
+        return Page(
+            below[::-1] + above,
+            below=(below[-1].sequence if below else anchor) if more_below else None,
+            above=(above[-1].sequence if above else anchor) if more_above else None,
+            anchor=anchor,
+        )
+
+    async def _anchor(self, view: Row, key: UUID | int | None) -> int | None:
+        """The sequence of the message to list around; None where there is none at all."""
+        if key is not None:
+            return int((await self._lookups.message(view, key))["sequence"])
+        async with self._store.snapshot() as snapshot:
+            unread = await snapshot.messages.first_unread(view)
+        newest: int = view["final_sequence"]
+        return unread or (newest if newest >= view["first_sequence"] else None)
+
+    async def SearchMessages(
+        self, request: pb.SearchMessagesRequest, call: Call
+    ) -> pb.SearchMessagesResponse:
+        with Fields() as fields:
+            query = fields.query("query", request.query)
+            reference = (
+                fields.conversation("conversation_id", request.conversation_id)
+                if request.conversation_id
+                else None
+            )
+            sender = fields.user("sender_id", request.sender_id, required=False)
+            roles = fields.enums("roles", request.roles, MessageRole)
+            created_after, created_before = fields.span(
+                request, after="created_after", before="created_before"
+            )
+            limit = fields.page_size(request.page_size)
+
+        view = None
+        if reference:
+            view = await self._lookups.live_view(request.conversation_id, reference, call)
+            require_reader(view)
+        binding = paging.binding(call, request, view["id"] if view else None)
+        position = self._page_tokens.open(request.page_token, binding)
+        user = await self._lookups.user(sender) if sender else None
+        if sender and not user:
+            raise user_not_found("sender_id", request.sender_id)
+        wanted = Wanted(
+            query=str(query),
+            actor_id=call.actor_id,
+            view=view,
+            sender_id=user["id"] if user else None,
+            roles=roles,
+            created_after=created_after,
+            created_before=created_before,
+        )
+        async with self._store.snapshot() as snapshot:
+            rows, more = await snapshot.search.find(
+                wanted,
+                after=_found_place(position),
+                limit=limit,
+                byte_limit=paging.MAX_RESPONSE_BYTES,
             )
 
-        messages = paging.cut(map(wire.message, rows))
-        more = more or len(messages) < len(rows)
-        if backwards:
-            messages.reverse()
-        response = pb.ListMessagesResponse(messages=messages)
-        if messages and (more or backwards):
-            last = messages[-1].sequence
-            response.next_page_token = self._page_tokens.seal([last, "next"], binding)
-        # Before the very first page there is nothing yet; behind any other there is.
-        if messages and (more if backwards else start is not None):
-            first = messages[0].sequence
-            response.previous_page_token = self._page_tokens.seal([first, "previous"], binding)
+        results = await _results(rows, query)
+        response = pb.SearchMessagesResponse(results=results)
+        if more or len(results) < len(rows):
+            last = rows[len(results) - 1]
+            place = [*paging.place(last["created_at"], last["conversation_id"]), last["sequence"]]
+            response.next_page_token = self._page_tokens.seal(place, binding)
+        return response
+
+    async def UpdateMessage(
+        self, request: pb.UpdateMessageRequest, call: Call
+    ) -> pb.UpdateMessageResponse:
+        with Fields() as fields:
+            asked = _asked(fields, request, call, etag=_given_etag(request))
+            if request.update_mask.paths and not request.HasField("message"):
+                fields.reject("REQUIRED", "message")
+            values = _values(fields, request.message, masks.paths(fields, request, "message"))
+            patch = fields.metadata("metadata_patch", request.metadata_patch)
+
+        async def update(transaction: Transaction, view: Row, row: Row | None) -> UUID:
+            _require_may_edit(view, row["sender_id"] if row else call.actor_id, asked, call)
+            row = edits.require_editable(row, name=asked.key)
+            with Fields() as fields:
+                metadata = wire.patched(fields, {**row, **values}["metadata"], patch)
+            wanted = {**values, "metadata": metadata}
+            changes = edits.edit(row, wanted, etag=asked.etag, by_actor=call.actor is not None)
+            if changes:
+                await transaction.messages.edit(
+                    row, changes, after_version=view["version"], actor_id=call.actor_id
+                )
+            return _id(row)
+
+        row = await self._change(asked, call, update)
+        assert row is not None
+
+        message = wire.message(row)
+        return pb.UpdateMessageResponse(
+            message=wire.unmade(message) if request.validate_only else message
+        )
+
+    async def ListMessageRevisions(
+        self, request: pb.ListMessageRevisionsRequest, call: Call
+    ) -> pb.ListMessageRevisionsResponse:
+        with Fields() as fields:
+            reference = fields.conversation("conversation_id", request.conversation_id)
+            key = fields.message_key(request)
+            limit = fields.page_size(request.page_size)
+
+        view = await self._lookups.live_view(request.conversation_id, reference, call)
+        binding = paging.binding(call, request, view["id"])
+        position = self._page_tokens.open(request.page_token, binding)
+        message = await self._lookups.message(view, key)
+        async with self._store.snapshot() as snapshot:
+            rows, more = await snapshot.messages.revisions(
+                message,
+                after=int(position[0]) if position else None,
+                limit=limit,
+                byte_limit=paging.MAX_RESPONSE_BYTES,
+            )
+
+        revisions = paging.cut(map(wire.revision, rows))
+        response = pb.ListMessageRevisionsResponse(revisions=revisions)
+        if more or len(revisions) < len(rows):
+            last = revisions[-1].revision
+            response.next_page_token = self._page_tokens.seal([last], binding)
         return response
 
     async def DeleteMessage(
@@ -229,6 +463,7 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
         id = await self._lookups.conversation_id(asked.conversation, asked.reference)
 
         async with self._store.transaction(lock=lock_of(id)) as transaction:
+            transaction.dry_run = asked.dry_run
             if done := await transaction.requests.find(asked.request, id):
                 call.mark_replayed()
                 return await _replay(transaction, asked, call, done)
@@ -272,16 +507,82 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
         return [wire.message(row) for row in rows if row is not None]
 
 
+def _filters(fields: Fields, request: pb.ListMessagesRequest) -> Filters:
+    """All but the sender, who has to be looked up."""
+    created_after, created_before = fields.span(
+        request, after="created_after", before="created_before"
+    )
+    return {
+        "external_id": fields.external_id("external_id", request.external_id),
+        "roles": fields.enums("roles", request.roles, MessageRole),
+        "statuses": fields.enums("statuses", request.statuses, MessageStatus),
+        "created_after": created_after,
+        "created_before": created_before,
+        "metadata_contains": fields.metadata("metadata_contains", request.metadata_contains),
+    }
+
+
+def _window(fields: Fields, request: pb.ListMessagesRequest, call: Call) -> Window | None:
+    before = fields.within("before_count", request.before_count, low=0, high=MAX_WINDOW)
+    after = fields.within("after_count", request.after_count, low=0, high=MAX_WINDOW)
+    if not before and not after:
+        before = after = DEFAULT_WINDOW
+    around = request.WhichOneof("around")
+    if around is None:
+        return None
+    if around != "around_first_unread":
+        key = fields.optional_message_key(request, "around")
+        return Window(key=key, before=before, after=after)
+    if not request.around_first_unread:
+        return None
+    if not call.actor:
+        rule = "only an actor has unread messages: name one in x-parley-actor"
+        fields.reject("INVALID_VALUE", around, rule=rule)
+    return Window(key=None, before=before, after=after)
+
+
 def _asked(
-    fields: Fields, request: pb.DeleteMessageRequest | pb.UndeleteMessageRequest, call: Call
+    fields: Fields,
+    request: pb.UpdateMessageRequest | pb.DeleteMessageRequest | pb.UndeleteMessageRequest,
+    call: Call,
+    etag: tuple[str, str] | None = None,
 ) -> Asked:
     return Asked(
         conversation=request.conversation_id,
         reference=fields.conversation("conversation_id", request.conversation_id),
         key=fields.message_key(request),
-        etag=fields.etag("etag", request.etag),
+        etag=fields.etag(*(etag or ("etag", request.etag))),
         request=fields.request_id(call, request),
+        dry_run=isinstance(request, pb.UpdateMessageRequest) and request.validate_only,
     )
+
+
+def _given_etag(request: pb.UpdateMessageRequest) -> tuple[str, str]:
+    """The request's own etag, or the one inside the resource, and the field that holds it."""
+    if request.etag:
+        return "etag", request.etag
+    return "message.etag", request.message.etag
+
+
+def _values(fields: Fields, message: pb.Message, names: set[str]) -> dict[str, Any]:
+    """Those of the values that clients may change which are asked for."""
+    read: dict[str, Callable[[], Any]] = {
+        "content": lambda: fields.content("message.content", message.content),
+        "metadata": lambda: fields.metadata("message.metadata", message.metadata),
+        "model": lambda: fields.line("message.model", message.model, limit=128),
+        **{
+            name: partial(fields.count, f"message.{name}", message, name)
+            for name in ("tokens_used", "input_tokens", "output_tokens")
+        },
+    }
+    return {name: value() for name, value in read.items() if name in names}
+
+
+def _require_may_edit(view: Row, sender_id: UUID | None, asked: Asked, call: Call) -> None:
+    """Raise unless the caller may edit the sender's message here and now."""
+    if call.actor:
+        require_may_edit(view, sender_id, actor_id=call.actor.id, conversation=asked.conversation)
+    require_writable(view)
 
 
 def _require_may_delete(view: Row, owner_id: UUID | None, asked: Asked, call: Call) -> None:
@@ -315,3 +616,20 @@ def _id(message: Row) -> UUID:
 def _place(position: Position | None) -> tuple[int | None, bool]:
     """The sequence beyond which a page lies, and whether it lies on the side of the first page."""
     return (int(position[0]), position[1] == "previous") if position else (None, False)
+
+
+async def _results(rows: Sequence[Row], query: Query) -> list[pb.SearchResult]:
+    """As many of the messages as fit into one response, and where they match."""
+
+    def make() -> list[pb.SearchResult]:
+        return paging.cut(wire.search_result(row, query) for row in rows)
+
+    if sum(len(row["content"]) for row in rows) < LONG_TEXT:
+        return make()
+    return await asyncio.to_thread(make)
+
+
+def _found_place(position: Position | None) -> Place | None:
+    """The message beyond which a page of search results lies."""
+    place = paging.time_and_id(position)
+    return (*place, int(position[2])) if place and position else None

@@ -326,20 +326,22 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
             user = fields.user("user_id", request.user_id, required=not call.actor)
             limit = fields.page_size(request.page_size)
 
-        user_id = await self._require_self(request.user_id, user, call)
+        user_id = await self._lookups.own_id(user, call, of="invitations")
+        if user_id is None:
+            raise user_not_found("user_id", request.user_id)
         binding = paging.binding(call, request)
         position = self._page_tokens.open(request.page_token, binding)
         async with self._store.snapshot() as snapshot:
-            found = await snapshot.invitations.list(
+            found, more = await snapshot.invitations.list(
                 user_id,
                 after=paging.time_and_id(position),
-                limit=limit + 1,
+                limit=limit,
                 byte_limit=paging.MAX_RESPONSE_BYTES,
             )
 
-        invitations = paging.cut(map(wire.invitation, found[:limit]))
+        invitations = paging.cut(map(wire.invitation, found))
         response = pb.ListInvitationsResponse(invitations=invitations)
-        if len(invitations) < len(found):
+        if more or len(invitations) < len(found):
             last = found[len(invitations) - 1].participant
             response.next_page_token = self._page_tokens.seal(
                 paging.place(last["status_at"], last["conversation_id"]), binding
@@ -371,19 +373,6 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
             participant=wire.participant(read.participant),
             unread_count=read.participant["unread_count"],
         )
-
-    async def _require_self(self, named: str, user: UUID | str | None, call: Call) -> UUID:
-        """The id of the user asked about: the actor, or from the system whom it names."""
-        if call.actor:
-            if user and await self._lookups.user_id(user) != call.actor.id:
-                rule = "an actor sees its own invitations only"
-                raise PermissionDenied("PERMISSION_DENIED", rule=rule)
-            return call.actor.id
-        row = await self._lookups.user(user) if user else None
-        if row is None:
-            raise user_not_found("user_id", named)
-        id: UUID = row["id"]
-        return id
 
     async def _change(self, asked: Asked, call: Call, decide: Decision) -> Row:
         """Decide under the conversation's lock, store what was decided, return the participant."""

@@ -116,6 +116,10 @@ def _edit(world: World) -> Awaitable[Any]:
     return world.acting(world.ada).messages.UpdateMessage(request)  # type: ignore[no-any-return]
 
 
+async def _without_ada(world: World) -> None:
+    await world.parley.delete_user(world.ada)
+
+
 # In the world above, what each RPC adds to the log.
 CASES = {
     "ConversationService/CreateConversation": Case(
@@ -194,6 +198,15 @@ CASES = {
     "ParticipantService/MarkRead": Case(
         lambda world: world.acting(world.bob).mark_read(world.talk, world.bob, 1),
         ["READ_CURSOR_MOVED #1 bob by bob"],
+    ),
+    "UserService/PurgeUser": Case(
+        lambda world: world.parley.purge_user(world.ada),
+        [
+            "PARTICIPANT_CHANGED bob JOINED MEMBER > JOINED OWNER",
+            "PARTICIPANT_CHANGED ada JOINED OWNER > REMOVED OWNER",
+            "CONVERSATION_UPDATED r2",
+        ],
+        before=_without_ada,
     ),
     "MessageService/SendMessage": Case(
         lambda world: world.acting(world.bob).send(world.talk),

@@ -1,19 +1,14 @@
 """ListMessages: page by page in both directions, everything once, and nothing hidden."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
 import pytest
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
-from sqlalchemy import Executable
-from sqlalchemy.dialects import postgresql
 
 from parley.v1 import message_pb2 as pb
-from service.repositories.base import Connection
-from service.repositories.messages import Messages
 
 from ..make import AGENT, ASSISTANT, SYSTEM, USER, Client, Conversation, failure
 
@@ -339,21 +334,6 @@ async def test_a_sender_who_does_not_exist_is_named(parley: Client, sender: str)
     assert refused.known == {"field": "sender_id", "name": sender}
 
 
-@pytest.mark.parametrize(
-    "around",
-    [{"around_sequence": 1}, {"around_message_id": "x"}, {"around_first_unread": True}],
-    ids=str,
-)
-async def test_a_window_around_a_message_is_not_served_yet(
-    parley: Client, around: dict[str, Any]
-) -> None:
-    talk = await filled(parley, 1)
-
-    refused = await failure(page(parley, talk, **around))
-
-    assert (refused.code, refused.reason) == ("UNIMPLEMENTED", "NOT_IMPLEMENTED")
-
-
 # Tokens
 
 
@@ -416,56 +396,3 @@ async def test_a_page_token_grants_no_access(parley: Client) -> None:
     rest = await page(bobs, talk, page_token=first.next_page_token, order_by=OLDEST_FIRST)
 
     assert (sequences(rest), rest.next_page_token) == ([2], "")
-
-
-# Cost
-
-
-class Recorder(Connection):
-    """A connection that only remembers what it was asked."""
-
-    def __init__(self) -> None:
-        super().__init__(None, None)  # type: ignore[arg-type]
-        self.statement: Executable | None = None
-
-    async def rows(self, statement: Executable) -> Sequence[Any]:
-        self.statement = statement
-        return []
-
-
-@pytest.mark.parametrize(
-    ("filters", "index"),
-    [
-        ({}, "uq_messages_conversation_sequence"),
-        ({"created_after": datetime(2020, 1, 1, tzinfo=UTC)}, "uq_messages_conversation_sequence"),
-        ({"sender": True}, "ix_messages_sender"),
-        ({"external_id": "x"}, "uq_messages_external_id"),
-    ],
-    ids=["all", "time", "sender", "external_id"],
-)
-async def test_a_page_costs_one_walk_along_an_index(
-    parley: Client, database: asyncpg.Connection, filters: dict[str, Any], index: str
-) -> None:
-    ada = await parley.user("ada")
-    talk = await parley.conversation(ada)
-    await fill(parley, talk, 2_000)
-    await database.execute("ANALYZE messages")
-    if filters.pop("sender", None):
-        filters = {"sender_id": ada.id}
-    view = {"id": talk.id, "first_sequence": 1, "final_sequence": 2_000}
-    recorder = Recorder()
-
-    await Messages(recorder).list(
-        view, after=1_000, descending=True, limit=50, byte_limit=MIB, **filters
-    )
-    assert recorder.statement is not None
-    sql = recorder.statement.compile(  # type: ignore[attr-defined]
-        dialect=postgresql.dialect(),  # type: ignore[no-untyped-call]
-        compile_kwargs={"literal_binds": True},
-    )
-    plan = "\n".join(row[0] for row in await database.fetch(f"EXPLAIN {sql}"))
-
-    assert index in plan
-    assert "Seq Scan" not in plan
-    if index != "uq_messages_external_id":
-        assert "Sort" not in plan

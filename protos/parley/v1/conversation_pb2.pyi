@@ -492,7 +492,7 @@ class ListUserConversationsRequest(_message.Message):
     page_token: _builtins.str
     """next_page_token of the page before; empty for the first page."""
     is_active: _builtins.bool
-    """Only conversations that are active (true) or archived (false)."""
+    """Only conversations that are active (true) or archived (false), as far as the user may see it."""
     unread_only: _builtins.bool
     """True: only conversations with unread messages."""
     title_contains: _builtins.str

@@ -166,10 +166,11 @@ class ConversationServiceServicer(object):
     def ListUserConversations(self, request, context):
         """Lists one user's conversations, the one with the latest activity first, each with the user's
         participant, the last message it may see, and how many it has not read: all that an inbox
-        shows. An actor sees its own only.
+        shows. An actor sees its own only. Deleted conversations are passed over. One in which the user
+        is not joined stands where its invitation, leave or removal put it.
 
-        Its pages hold still: a conversation that becomes active meanwhile is not moved into the pages
-        to come. Start again without a token to see it on top.
+        Its pages hold still: they show every conversation once, where it stood when the first page was
+        read, though messages come in meanwhile. Start again without a token to see it on top.
 
         Raises:
         - INVALID_ARGUMENT INVALID_PAGE_TOKEN, PAGE_TOKEN_MISMATCH: see access.proto.

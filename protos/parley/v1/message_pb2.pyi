@@ -335,7 +335,7 @@ class MessageRevision(_message.Message):
     tokens_used: _builtins.int
     """The tokens_used of this revision; absent when not known."""
     editor_id: _builtins.str
-    """The id of the user who wrote this revision; empty for the system."""
+    """The id of the user who wrote this revision, of the first one the sender; empty for the system."""
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
         """The metadata of this revision."""
@@ -901,7 +901,7 @@ class SearchMessagesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     query: _builtins.str
-    """What to look for: 1 to 512 characters, at most 32 terms."""
+    """What to look for: 1 to 512 characters, at most 32 words. Not only blanks, and no NUL."""
     conversation_id: _builtins.str
     """Search this conversation only: id or slug. Empty: all that the actor may read."""
     sender_id: _builtins.str
@@ -1011,7 +1011,7 @@ class SnippetPart(_message.Message):
     text: _builtins.str
     """The text of this part."""
     is_match: _builtins.bool
-    """True: this part matched the query."""
+    """True: this part is a word of the query, or a part of one."""
     def __init__(
         self,
         *,

@@ -100,9 +100,16 @@ class MessageServiceStub:
     read (for the system: all there are). Deleted messages and conversations are not found.
 
     Any text is a valid query: words must all be there, "in quotes" one after the other, `or`
-    allows either, `-` excludes. Chinese, Japanese, Korean and Thai text is found by pairs of
-    characters. Words so common that they are not indexed find nothing. Of a very long message only
-    the beginning is indexed.
+    allows either, `-` excludes; what is written together (an address, a name with a hyphen) is
+    found where it is together. An `or` without a word to its left and right is a word, and a query
+    that only excludes finds nothing.
+
+    A word is a run of letters and digits. Case, width and the accents of Latin, Greek and Cyrillic
+    do not count, nor do the points and vowel signs of Hebrew and Arabic: "tieng viet" finds "Tiếng
+    Việt". Chinese, Japanese, Korean, Thai and emoji are found by pairs of characters, so by any
+    part of what was written. Not found are parts and other forms of words ("tea" in "teas"), other
+    punctuation, and what comes after the first 16,000 characters of a message. A message is found
+    from the moment it is sent, edited or undeleted, and no longer once it is edited or deleted.
 
     Limits: 512 characters, 32 terms.
 
@@ -110,10 +117,15 @@ class MessageServiceStub:
     - INVALID_ARGUMENT: the query is empty or too long; INVALID_PAGE_TOKEN, PAGE_TOKEN_MISMATCH.
     - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
     - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is only invited to that conversation.
+    - FAILED_PRECONDITION USER_NOT_FOUND: there is no user sender_id.
     """
     UpdateMessage: _aio.UnaryUnaryMultiCallable[_message_pb2.UpdateMessageRequest, _message_pb2.UpdateMessageResponse]
-    """Edits a message. An actor may edit its own, while joined as OWNER, MODERATOR or MEMBER. What
-    the message was before is kept as a revision; its sequence and place stay.
+    """Edits a message. An actor may edit its own, while joined as OWNER, MODERATOR or MEMBER; the
+    system anybody's. What the message was before is kept as a revision; its sequence and place
+    stay.
+
+    The conversation's total_tokens_used follows. tokens_used that was the sum of input_tokens and
+    output_tokens, or not known, follows these unless it is given.
 
     Safe to repeat: with a request_id, or with an etag, since the first call makes it stale.
 
@@ -121,12 +133,14 @@ class MessageServiceStub:
     - NOT_FOUND CONVERSATION_NOT_FOUND, MESSAGE_NOT_FOUND: there is none that the actor can see.
     - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
     - PERMISSION_DENIED PERMISSION_DENIED: the message is another's, or the actor an OBSERVER.
-    - FAILED_PRECONDITION: the message is deleted.
+    - FAILED_PRECONDITION MESSAGE_DELETED: undelete it first.
+    - FAILED_PRECONDITION CONVERSATION_DELETED, CONVERSATION_ARCHIVED.
     - ABORTED ETAG_MISMATCH: the message changed since the etag was read.
     """
     ListMessageRevisions: _aio.UnaryUnaryMultiCallable[_message_pb2.ListMessageRevisionsRequest, _message_pb2.ListMessageRevisionsResponse]
-    """Lists what a message has said over time, newest revision first, the present one included. Of a
-    deleted message there are none to see until it is undeleted.
+    """Lists what a message has said over time, newest revision first, the present one included, to
+    whoever may read the message. Of a deleted message there are none to see, for nobody, until it
+    is undeleted.
 
     Raises:
     - INVALID_ARGUMENT INVALID_PAGE_TOKEN, PAGE_TOKEN_MISMATCH: see access.proto.
@@ -279,9 +293,16 @@ class MessageServiceServicer(metaclass=_abc_1.ABCMeta):
         read (for the system: all there are). Deleted messages and conversations are not found.
 
         Any text is a valid query: words must all be there, "in quotes" one after the other, `or`
-        allows either, `-` excludes. Chinese, Japanese, Korean and Thai text is found by pairs of
-        characters. Words so common that they are not indexed find nothing. Of a very long message only
-        the beginning is indexed.
+        allows either, `-` excludes; what is written together (an address, a name with a hyphen) is
+        found where it is together. An `or` without a word to its left and right is a word, and a query
+        that only excludes finds nothing.
+
+        A word is a run of letters and digits. Case, width and the accents of Latin, Greek and Cyrillic
+        do not count, nor do the points and vowel signs of Hebrew and Arabic: "tieng viet" finds "Tiếng
+        Việt". Chinese, Japanese, Korean, Thai and emoji are found by pairs of characters, so by any
+        part of what was written. Not found are parts and other forms of words ("tea" in "teas"), other
+        punctuation, and what comes after the first 16,000 characters of a message. A message is found
+        from the moment it is sent, edited or undeleted, and no longer once it is edited or deleted.
 
         Limits: 512 characters, 32 terms.
 
@@ -289,6 +310,7 @@ class MessageServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT: the query is empty or too long; INVALID_PAGE_TOKEN, PAGE_TOKEN_MISMATCH.
         - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
         - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is only invited to that conversation.
+        - FAILED_PRECONDITION USER_NOT_FOUND: there is no user sender_id.
         """
 
     def UpdateMessage(
@@ -296,8 +318,12 @@ class MessageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _message_pb2.UpdateMessageRequest,
         context: _typing.Any,
     ) -> _abc.Awaitable[_message_pb2.UpdateMessageResponse]:
-        """Edits a message. An actor may edit its own, while joined as OWNER, MODERATOR or MEMBER. What
-        the message was before is kept as a revision; its sequence and place stay.
+        """Edits a message. An actor may edit its own, while joined as OWNER, MODERATOR or MEMBER; the
+        system anybody's. What the message was before is kept as a revision; its sequence and place
+        stay.
+
+        The conversation's total_tokens_used follows. tokens_used that was the sum of input_tokens and
+        output_tokens, or not known, follows these unless it is given.
 
         Safe to repeat: with a request_id, or with an etag, since the first call makes it stale.
 
@@ -305,7 +331,8 @@ class MessageServiceServicer(metaclass=_abc_1.ABCMeta):
         - NOT_FOUND CONVERSATION_NOT_FOUND, MESSAGE_NOT_FOUND: there is none that the actor can see.
         - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
         - PERMISSION_DENIED PERMISSION_DENIED: the message is another's, or the actor an OBSERVER.
-        - FAILED_PRECONDITION: the message is deleted.
+        - FAILED_PRECONDITION MESSAGE_DELETED: undelete it first.
+        - FAILED_PRECONDITION CONVERSATION_DELETED, CONVERSATION_ARCHIVED.
         - ABORTED ETAG_MISMATCH: the message changed since the etag was read.
         """
 
@@ -314,8 +341,9 @@ class MessageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _message_pb2.ListMessageRevisionsRequest,
         context: _typing.Any,
     ) -> _abc.Awaitable[_message_pb2.ListMessageRevisionsResponse]:
-        """Lists what a message has said over time, newest revision first, the present one included. Of a
-        deleted message there are none to see until it is undeleted.
+        """Lists what a message has said over time, newest revision first, the present one included, to
+        whoever may read the message. Of a deleted message there are none to see, for nobody, until it
+        is undeleted.
 
         Raises:
         - INVALID_ARGUMENT INVALID_PAGE_TOKEN, PAGE_TOKEN_MISMATCH: see access.proto.

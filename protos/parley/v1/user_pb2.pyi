@@ -645,7 +645,7 @@ class PurgeUserResponse(_message.Message):
     transferred_conversation_count: _builtins.int
     """Conversations that this call passed to another owner."""
     ended_participant_count: _builtins.int
-    """Memberships of the user that this call ended."""
+    """Memberships and invitations of the user that this call ended, or that went with what it purged."""
     def __init__(
         self,
         *,

@@ -149,9 +149,10 @@ class UserServiceServicer(object):
         Safe to repeat: with a request_id, or with an etag, since the first call makes it stale.
 
         Raises:
+        - NOT_FOUND USER_NOT_FOUND: there is none, or it was purged.
         - PERMISSION_DENIED PERMISSION_DENIED: the actor changes another user, or a field it may not.
         - ALREADY_EXISTS USERNAME_TAKEN, EMAIL_TAKEN: another user has it, be it a deleted one.
-        - FAILED_PRECONDITION: the user is deleted.
+        - FAILED_PRECONDITION USER_DELETED: undelete it first.
         - ABORTED ETAG_MISMATCH: the user changed since the etag was read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -180,7 +181,7 @@ class UserServiceServicer(object):
 
         Raises:
         - NOT_FOUND USER_NOT_FOUND: there is none, or it was purged.
-        - ALREADY_EXISTS: the user is not deleted.
+        - ALREADY_EXISTS NOT_DELETED: the user is not deleted.
         - ABORTED ETAG_MISMATCH: the user changed since the etag was read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -194,10 +195,13 @@ class UserServiceServicer(object):
         e-mail and external_id; the messages stay, and point at a user without a name. Then,
         conversation by conversation: the membership ends; a conversation that would be without an
         owner passes to the moderator, else the member, who joined first; one that the user created
-        passes to another owner, or is purged when nobody else is joined.
+        passes to another owner, or is purged when nobody else is joined. One that somebody else is at
+        work in is left for the next call.
 
         Safe to repeat at any time, without a request_id: each call goes on where the last one ended,
         and after `done` answers done with zeros. There is no way back.
+
+        Limits: 100 conversations a call.
 
         Raises:
         - NOT_FOUND USER_NOT_FOUND: there never was such a user.
@@ -215,10 +219,11 @@ class UserServiceServicer(object):
         from a password is kept but its hash.
 
         Raises:
+        - NOT_FOUND USER_NOT_FOUND: there is none, or it was purged.
         - PERMISSION_DENIED PERMISSION_DENIED: the actor sets another user's password.
-        - FAILED_PRECONDITION: the user is deleted.
+        - FAILED_PRECONDITION USER_DELETED: undelete it first.
         - ABORTED ETAG_MISMATCH: the user changed since the etag was read.
-        - RESOURCE_EXHAUSTED, with RetryInfo: too many passwords are being hashed.
+        - RESOURCE_EXHAUSTED TOO_MANY_PASSWORDS, with RetryInfo: too many are being hashed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -228,10 +233,13 @@ class UserServiceServicer(object):
         """Tells whether a password is a user's. An unknown user, a wrong password, no password set, an
         inactive and a deleted user get one answer, in the same time: OK with verified=false.
 
-        Limits: 5 failures a minute for one user, and a limit for each caller.
+        Limits: 5 failures a minute for one user, by whatever name, or for a login that is nobody's; 300
+        for one caller. What succeeds does not count.
 
         Raises:
-        - RESOURCE_EXHAUSTED, with RetryInfo: too many failures, or too many passwords being hashed.
+        - RESOURCE_EXHAUSTED RATE_LIMITED, with RetryInfo: too many failures; even the right password is
+        then not looked at.
+        - RESOURCE_EXHAUSTED TOO_MANY_PASSWORDS, with RetryInfo: too many are being hashed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
