@@ -1,10 +1,10 @@
-"""`parley`: serve, migrate, import, token."""
+"""`parley`: serve, migrate, import, watch, token."""
 
 import asyncio
 import shlex
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +24,7 @@ from service.identity import Scope
 from service.importer import ImportFailedError, Report, import_files
 from service.server import Server, development_token, until_signal
 from service.settings import ConfigurationError, Settings, load, require_private
+from service.watcher import WatchFailedError, watch_lines, watch_request
 from service.workers import NOT_SERVING, SERVING, Workers, end_with_standard_input
 
 FAILED = 2
@@ -82,6 +83,7 @@ def failures() -> Iterator[None]:
         ConfigurationError,
         EmbeddedPostgresError,
         ImportFailedError,
+        WatchFailedError,
         schema.MigrationFailed,
     ) as error:
         why = str(error)
@@ -221,22 +223,27 @@ def migrate(revision: str, **flags: Any) -> None:
         click.echo(f"The schema is at revision {reached}.")
 
 
+def client_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Where a client of the server finds it, and who it is there."""
+    token = click.option(
+        "--token",
+        default=None,
+        help="A caller's token; else the one in the data folder. [PARLEY_TOKEN]",
+        envvar="PARLEY_TOKEN",
+    )
+    ca = click.option(
+        "--ca",
+        default=None,
+        help="Call by TLS, trusting this authority's certificate (PEM). [PARLEY_CA]",
+        envvar="PARLEY_CA",
+        type=click.Path(path_type=Path, dir_okay=False),
+    )
+    return setting_flags("address", "data_dir")(token(ca(command)))
+
+
 @main.command(name="import")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False))
-@setting_flags("address", "data_dir")
-@click.option(
-    "--token",
-    default=None,
-    help="A caller's token; else the one in the data folder. [PARLEY_TOKEN]",
-    envvar="PARLEY_TOKEN",
-)
-@click.option(
-    "--ca",
-    default=None,
-    help="Call by TLS, trusting this authority's certificate (PEM). [PARLEY_CA]",
-    envvar="PARLEY_CA",
-    type=click.Path(path_type=Path, dir_okay=False),
-)
+@client_flags
 def import_(files: tuple[Path, ...], token: str | None, ca: Path | None, **flags: Any) -> None:
     """Import conversations from FILES (.jsonl, .jsonl.gz) into the server that is running."""
     with failures():
@@ -250,6 +257,38 @@ def import_(files: tuple[Path, ...], token: str | None, ca: Path | None, **flags
     for failure in report.failures:
         click.echo(f"parley: {failure}", err=True)
     sys.exit(1 if report.failures else 0)
+
+
+@main.command()
+@client_flags
+@click.option("--conversation", help="What happens in this one: id or slug.")
+@click.option("--user", help="What happens to this one, and where it is joined: id or username.")
+@click.option("--actor", help="See as this user does; else as the system.")
+@click.option("--oldest", is_flag=True, help="Begin with the oldest event; else with what comes.")
+def watch(
+    token: str | None,
+    ca: Path | None,
+    conversation: str | None,
+    user: str | None,
+    actor: str | None,
+    oldest: bool,
+    **flags: Any,
+) -> None:
+    """Print what happens, a line an event, until Ctrl-C; everything unless told otherwise."""
+    with failures():
+        if conversation and user:
+            raise ConfigurationError("--conversation, --user: give one of them, or none")
+        settings = load(**flags)
+        request = watch_request(conversation=conversation, user=user, oldest=oldest)
+        lines = watch_lines(
+            request, address=settings.address, token=token or _token(settings), actor=actor, ca=ca
+        )
+        asyncio.run(_print(lines))
+
+
+async def _print(lines: AsyncIterator[str]) -> None:
+    async for line in lines:
+        click.echo(line)
 
 
 def _token(settings: Settings) -> str:

@@ -41,6 +41,9 @@ REASONS: dict[str, str] = {
         "{field} belongs to another request: repeat the method, filters, order, parent and actor "
         "that it was issued for."
     ),
+    "INVALID_CURSOR": (
+        "{field} is not a cursor of this scope and actor: use one that was received for them."
+    ),
     "DUPLICATE": "{field} names the same user as {other}.",
     # Who is calling.
     "MISSING_CREDENTIALS": "Credentials are missing: send 'authorization: Bearer <token>'.",
@@ -66,6 +69,7 @@ REASONS: dict[str, str] = {
     # What may not be done, or not now.
     "PERMISSION_DENIED": "The actor may not do that here: {rule}.",
     "NOT_A_PARTICIPANT": "{field} does not name a joined participant of this conversation.",
+    "ACCESS_LOST": "The actor has left the conversation, or was removed: that was all it may see.",
     "ROLE_NOT_ALLOWED": "{field} is not allowed: {rule}.",
     "USER_INACTIVE": "{field} names a user that is deactivated or deleted.",
     "USER_DELETED": "The user is deleted: undelete it first.",
@@ -86,6 +90,10 @@ REASONS: dict[str, str] = {
     "ETAG_MISMATCH": "The resource has changed: read it again and repeat with its etag.",
     "SEQUENCE_MISMATCH": "expected_last_sequence is stale: the last sequence is {last_sequence}.",
     "READ_PAST_END": "{field} is beyond the last message, number {last_sequence}.",
+    "CURSOR_EXPIRED": (
+        "{field} is from before the database was restored, or from its future: start again without."
+    ),
+    "WATCH_TOO_SLOW": "Nothing was read for {seconds} seconds: go on from the last cursor.",
     "NOT_IMPLEMENTED": "{method} is part of the contract, but not served by this version yet.",
     # What is too much.
     "RATE_LIMITED": "Too many {subject}: repeat the call later.",

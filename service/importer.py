@@ -111,7 +111,7 @@ async def import_files(
     """
     report = Report()
     try:
-        async with _channel(address, ca) as channel:
+        async with channel_to(address, ca) as channel:
             target = Importer(channel, token, report)
             with _progress(list(paths)) as lines:
                 await _in_parallel(lines, target.conversation, report)
@@ -120,7 +120,8 @@ async def import_files(
     return report
 
 
-def _channel(address: str, ca: Path | None) -> grpc.aio.Channel:
+def channel_to(address: str, ca: Path | None) -> grpc.aio.Channel:
+    """By TLS where there is an authority's certificate to trust."""
     if ca is None:
         return grpc.aio.insecure_channel(address)
     return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(ca.read_bytes()))

@@ -8,8 +8,10 @@ look up and wrap a handler anew for each call.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
+from inspect import isasyncgenfunction
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -48,6 +50,9 @@ MAX_ATTEMPTS = 3
 # While draining: so long nobody must have called, and so long that is waited for at most.
 QUIET_SECONDS = 0.05
 QUIET_LIMIT_SECONDS = 1.0
+# For how long a stream's client may read nothing, and after how long it must show its credentials.
+STALL_SECONDS = 30.0
+READMIT_SECONDS = 5.0
 MAX_VIOLATIONS = 20
 MAX_DETAIL_BYTES = 4_096
 MAX_MESSAGE_BYTES = 500
@@ -82,7 +87,8 @@ class Method:
     access: Access
     request: str
     decode: Callable[[bytes], ProtoMessage]
-    behavior: Behavior
+    # A Behavior; of a stream, an asynchronous generator function.
+    behavior: Any
     # What the log tells of a mutation: the request's own names for what it changes.
     audited: tuple[str, ...]
     metrics: MethodMetrics
@@ -131,6 +137,11 @@ class Interceptors:
         self._draining = False
         self._refused_at = 0.0
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether any call but a stream is at work."""
+        return bool(self._running)
+
     def drain(self) -> None:
         """Refuse what is new from now on, and end the streams: a server that stops awaits them."""
         self._draining = True
@@ -162,7 +173,7 @@ class Interceptors:
     def _handler(self, descriptor: MethodDescriptor, servicer: object | None) -> Handler:
         # A generated base class has every method; only what the servicer itself defines counts.
         if servicer is not None and descriptor.name in vars(type(servicer)):
-            behavior: Behavior = getattr(servicer, descriptor.name)
+            behavior: Any = getattr(servicer, descriptor.name)
         else:
             behavior = _unimplemented(descriptor.full_name)
         name = f"{descriptor.containing_service.full_name}/{descriptor.name}"
@@ -181,12 +192,19 @@ class Interceptors:
         async def unary(raw: bytes, context: Context) -> bytes:
             return await self._unary(method, raw, context)
 
+        async def stream(raw: bytes, context: Context) -> None:
+            record: Record = {"method": method.name}
+            send = partial(self._send, record, method, raw, context)
+            await self._stream(record, method.metrics, context, send)
+
         async def stream_not_served(_: object, context: Context) -> None:
-            run = partial(self._refuse, method, context)
-            await self._stream(method.name, method.metrics, context, run)
+            refuse = partial(self._refuse, method, context)
+            await self._stream({"method": method.name}, method.metrics, context, refuse)
 
         if descriptor.client_streaming:
             return grpc.stream_stream_rpc_method_handler(_released(stream_not_served))
+        if descriptor.server_streaming and isasyncgenfunction(behavior):
+            return grpc.unary_stream_rpc_method_handler(_released(stream))
         if descriptor.server_streaming:
             return grpc.unary_stream_rpc_method_handler(_released(stream_not_served))
         return grpc.unary_unary_rpc_method_handler(_released(unary))
@@ -225,21 +243,52 @@ class Interceptors:
         return answer
 
     async def _do(self, work: Work, method: Method, raw: bytes, metadata: Any) -> bytes:
-        caller = await self._gatekeeper.authenticate(metadata)
-        work.record["caller"] = caller.service
-        request = _decode(method, raw)
-        self._rate.take(caller.service)
-        for name in method.audited:
-            if value := getattr(request, name):
-                work.record[name] = str(value)[:MAX_AUDITED]
-        self._store.require_reachable()
-        call = await self._gatekeeper.admit(method.name, method.access, caller, metadata)
+        request, call = await self._admit(work.record, method, raw, metadata)
         work.call = call
-        work.record["actor"] = call.actor_id and str(call.actor_id)
         if work.abandoned:
             raise DeadlineExceeded("DEADLINE_EXCEEDED")
         response = await _attempt(method.behavior, request, call)
         return response.SerializeToString()
+
+    async def _admit(
+        self, record: Record, method: Method, raw: bytes, metadata: Any
+    ) -> tuple[ProtoMessage, Call]:
+        """The request and who makes it, noted in the record, if it may be made."""
+        caller = await self._gatekeeper.authenticate(metadata)
+        record["caller"] = caller.service
+        request = _decode(method, raw)
+        self._rate.take(caller.service)
+        for name in method.audited:
+            if value := getattr(request, name):
+                record[name] = str(value)[:MAX_AUDITED]
+        self._store.require_reachable()
+        call = await self._gatekeeper.admit(method.name, method.access, caller, metadata)
+        record["actor"] = call.actor_id and str(call.actor_id)
+        return request, call
+
+    async def _send(self, record: Record, method: Method, raw: bytes, context: Context) -> None:
+        """Send what a stream's method yields, as fast as the client reads.
+
+        A stream may outlive the right to it: whether its caller and actor may still come in is
+        asked again from time to time.
+        """
+        metadata = context.invocation_metadata()
+        request, call = await self._admit(record, method, raw, metadata)
+        admitted_at = time.monotonic()
+        record["responses"] = count = 0
+        async with aclosing(method.behavior(request, call)) as responses:
+            async for response in responses:
+                if time.monotonic() - admitted_at > READMIT_SECONDS:
+                    with suppress(Unavailable):
+                        await self._readmit(method, metadata)
+                    admitted_at = time.monotonic()
+                await _write(context, response.SerializeToString())
+                record["responses"] = count = count + 1
+
+    async def _readmit(self, method: Method, metadata: Any) -> None:
+        """Raise if the stream could not be opened any more."""
+        caller = await self._gatekeeper.authenticate(metadata)
+        await self._gatekeeper.admit(method.name, method.access, caller, metadata)
 
     def authenticated(self, service: str, handlers: Handlers) -> Handlers:
         """Bidirectional handlers of somebody else's (reflection), behind our credentials."""
@@ -257,21 +306,20 @@ class Interceptors:
                 await context.write(response)
 
         async def handle(requests: AsyncIterator[Any], context: Context) -> None:
-            await self._stream(name, metrics, context, partial(converse, requests, context))
+            run = partial(converse, requests, context)
+            await self._stream({"method": name}, metrics, context, run)
 
         return grpc.stream_stream_rpc_method_handler(
             _released(handle), handler.request_deserializer, handler.response_serializer
         )
 
     async def _refuse(self, method: Method, context: Context) -> None:
-        metadata = context.invocation_metadata()
-        caller = await self._gatekeeper.authenticate(metadata)
-        await self._gatekeeper.admit(method.name, method.access, caller, metadata)
+        await self._readmit(method, context.invocation_metadata())
         raise Unimplemented("NOT_IMPLEMENTED", method=method.name.replace("/", "."))
 
     async def _stream(
         self,
-        name: str,
+        record: Record,
         metrics: MethodMetrics,
         context: Context,
         run: Callable[[], Coroutine[Any, Any, None]],
@@ -289,7 +337,7 @@ class Interceptors:
                     raise Unavailable("SHUTTING_DOWN") from None
                 raise
 
-        await self._around({"method": name}, metrics, context, until_drained())
+        await self._around(record, metrics, context, until_drained())
 
     async def _around(
         self,
@@ -330,11 +378,12 @@ class Interceptors:
 
 
 def _audited(method: MethodDescriptor) -> tuple[str, ...]:
-    """The fields by which a mutation's request names things; of a read, none.
+    """The fields by which a mutation's or a stream's request names things; of a read, none.
 
     Nor of a login: people type their password where their name belongs.
     """
-    if access_of(method).scope in (Scope.READ, Scope.VERIFY_PASSWORD):
+    scope = access_of(method).scope
+    if scope is Scope.VERIFY_PASSWORD or (scope is Scope.READ and not method.server_streaming):
         return ()
     return tuple(name for name in AUDITED if name in method.input_type.fields_by_name)
 
@@ -371,6 +420,15 @@ async def _ask_again(
         except ParleyError:
             break
     raise unknown
+
+
+async def _write(context: Context, response: bytes) -> None:
+    """Hand the response to the client, which takes it when it reads."""
+    try:
+        async with asyncio.timeout(STALL_SECONDS):
+            await context.write(response)
+    except TimeoutError:
+        raise ResourceExhausted("WATCH_TOO_SLOW", seconds=round(STALL_SECONDS)) from None
 
 
 def _unimplemented(method: str) -> Behavior:

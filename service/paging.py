@@ -1,4 +1,4 @@
-"""Page sizes and page tokens.
+"""Page sizes, page tokens, and cursors of the change feed.
 
 A token is a position, signed together with everything it may be used for: method, filters, order,
 parent and actor. It is opaque, cannot be forged or moved, and never grants access: what it leads
@@ -18,6 +18,7 @@ from google.protobuf.message import Message as ProtoMessage
 
 from service.errors import InvalidArgument, Unavailable
 from service.identity import Call
+from service.rules.feed import Place, Subject
 
 # Every answer stays below this, far from the 4 MiB at which clients refuse one.
 MAX_RESPONSE_BYTES = 1 << 20
@@ -66,6 +67,34 @@ class PageTokens:
         if self._key is None:
             raise Unavailable("DATABASE_UNAVAILABLE")
         return hmac.digest(self._key, body, "sha256")[:SIGNATURE_BYTES]
+
+
+class FeedCursors:
+    """Places in the change feed as opaque strings, bound to what is read and to the actor."""
+
+    def __init__(self, tokens: PageTokens) -> None:
+        self._tokens = tokens
+
+    def seal(self, place: Place, *, era: int, subject: Subject, actor_id: UUID | None) -> str:
+        """`era`: in which life of the database the cursor is given out."""
+        position: Position = [era, place.era, place.xid, place.conversation_id.hex, place.version]
+        return self._tokens.seal(position, _feed_binding(subject, actor_id))
+
+    def open(self, cursor: str, *, subject: Subject, actor_id: UUID | None) -> tuple[Place, int]:
+        """The place, and the era in which it was given out."""
+        try:
+            position = self._tokens.open(cursor, _feed_binding(subject, actor_id))
+        except InvalidArgument:
+            raise InvalidArgument("INVALID_CURSOR", field="resume_cursor") from None
+        assert position
+        era, place_era, xid, conversation_id, version = position
+        id = UUID(str(conversation_id))
+        return Place(int(place_era), int(xid), id, int(version)), int(era)
+
+
+def _feed_binding(subject: Subject, actor_id: UUID | None) -> bytes:
+    scope = ["events", str(subject.conversation_id), str(subject.user_id), str(actor_id)]
+    return sha256(json.dumps(scope).encode()).digest()[:BINDING_BYTES]
 
 
 def _spell(raw: bytes) -> str:

@@ -28,30 +28,36 @@ from parley.v1 import (
 from service import schema
 from service.access import Gatekeeper, hash_of, new_token, split_token
 from service.certificates import CertificateError, Certificates
+from service.doorbell import Doorbell
 from service.embedded import EmbeddedPostgres
 from service.errors import Unavailable
+from service.following import Follower
 from service.identity import Scope
 from service.interceptors import Handlers, Interceptors
 from service.limits import CallRate
 from service.logs import text_of
 from service.lookups import Lookups
-from service.paging import PageTokens
+from service.paging import FeedCursors, PageTokens
 from service.passwords import Hasher
 from service.readiness import Readiness
 from service.reading import Reader
 from service.sending import Sender
 from service.servicers.conversations import ConversationServicer
+from service.servicers.events import EventServicer
 from service.servicers.messages import MessageServicer
 from service.servicers.participants import ParticipantServicer
 from service.servicers.users import UserServicer
 from service.settings import ConfigurationError, Settings, require_private
 from service.store import Store
 from service.verifying import Verifier
+from service.watching import Watching
 
 log = structlog.get_logger()
 
 MAX_REQUEST_BYTES = 4 << 20
 PRUNE_INTERVAL_SECONDS = 3600.0
+# How long a stream that has ended may wait for its client to take notice, when the server stops.
+STALLED_SECONDS = 2.0
 # Messages that an older version stored are made searchable, a few at a time.
 INDEX_INTERVAL_SECONDS = 60.0
 INDEX_MESSAGES, INDEX_PAUSE_SECONDS = 100, 0.05
@@ -99,15 +105,20 @@ class Server:
         self.page_tokens = PageTokens()
         self.hasher = Hasher()
         self.verifier = Verifier(self.store, self.hasher)
+        # Where to hear of what other processes commit; a pooler would swallow it.
+        self.doorbell = Doorbell(settings.listen_url or database_url)
+        self.store.on_commit = self.doorbell.ring
+        follower = Follower(self.store)
+        self.watching = Watching(self.store, follower, self.doorbell)
         # Known once bound and, where this machine alone can call, once the database has answered.
         self.address = settings.address
         self.token: str | None = None
         # Not shared unless asked for: a second server on the port must fail, not take half of it.
         self._server = grpc.aio.server(options=[*OPTIONS, ("grpc.so_reuseport", int(shares_port))])
         self._tasks: list[asyncio.Task[None]] = []
-        self._build(on_change)
+        self._build(follower, on_change)
 
-    def _build(self, on_change: Callable[[bool], None]) -> None:
+    def _build(self, follower: Follower, on_change: Callable[[bool], None]) -> None:
         store, page_tokens = self.store, self.page_tokens
         lookups = Lookups(store)
         sender = Sender(store)
@@ -135,7 +146,11 @@ class Server:
                 ParticipantServicer(store, lookups, Reader(store), page_tokens),
             ),
             (message_pb2, "MessageService", MessageServicer(store, lookups, sender, page_tokens)),
-            (event_pb2, "EventService", None),
+            (
+                event_pb2,
+                "EventService",
+                EventServicer(store, lookups, follower, self.watching, FeedCursors(page_tokens)),
+            ),
             (live_message_pb2, "LiveMessageService", None),
             (transfer_pb2, "TransferService", None),
             (usage_pb2, "UsageService", None),
@@ -201,6 +216,8 @@ class Server:
             asyncio.create_task(self.readiness.watch()),
             asyncio.create_task(self._prune()),
             asyncio.create_task(self._index()),
+            asyncio.create_task(self.doorbell.run()),
+            asyncio.create_task(self.watching.run()),
         ]
 
     async def stop(self) -> None:
@@ -210,7 +227,12 @@ class Server:
         self.readiness.drain()
         self.interceptors.drain()
         await self.interceptors.quiet()
-        await self._server.stop(self._settings.drain_seconds)
+        stopping = asyncio.create_task(self._server.stop(self._settings.drain_seconds))
+        await asyncio.wait({stopping}, timeout=STALLED_SECONDS)
+        if not self.interceptors.is_busy:
+            # Who is left has been told that its stream has ended, and does not read it.
+            await self._server.stop(None)
+        await stopping
         await self.interceptors.drained(AFTERMATH_SECONDS)
         for task in self._tasks:
             task.cancel()

@@ -24,6 +24,11 @@ class Settings(BaseSettings):
         description="PostgreSQL 18 to use: postgresql://… . Empty: an embedded one.",
         repr=False,
     )
+    listen_url: str = Field(
+        "",
+        description="The same database past any pooler, to hear of what other processes commit.",
+        repr=False,
+    )
     data_dir: Path = Field(
         Path(".parley"), description="Holds the embedded PostgreSQL and the development token."
     )

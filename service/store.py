@@ -7,7 +7,7 @@ checks at once would check the past.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +34,7 @@ from service.repositories.base import Connection, Mark
 from service.repositories.conversations import Conversations
 from service.repositories.cursors import Cursors
 from service.repositories.events import Events
+from service.repositories.feed import Feed
 from service.repositories.inbox import Inbox
 from service.repositories.invitations import Invitations
 from service.repositories.messages import Messages
@@ -183,6 +184,10 @@ class Snapshot:
         return Events(self.connection)
 
     @cached_property
+    def feed(self) -> Feed:
+        return Feed(self.connection)
+
+    @cached_property
     def passwords(self) -> Passwords:
         return Passwords(self.connection)
 
@@ -231,6 +236,8 @@ class Store:
         # Kept by whoever pings. While False, calls are refused at once instead of waiting.
         self.reachable = True
         self.writable = True
+        # Called whenever something was committed.
+        self.on_commit: Callable[[], None] = lambda: None
         # Whoever waits for a lock holds a connection: half of them at the most, so that a
         # conversation that many want to change takes none from those who want to read.
         self._waiting = asyncio.Semaphore(pool_size // 2)
@@ -272,6 +279,8 @@ class Store:
                 await driver.execute("ROLLBACK")
             else:
                 await self._commit(pooled, mark)
+                if mark:
+                    self.on_commit()
 
     def _connection(self, pooled: PoolProxiedConnection) -> Connection:
         return Connection(self._engine, pooled)
@@ -386,6 +395,19 @@ class Store:
         if status is None or (status == "committed" and not is_ours):
             return "unknown"
         return "committed" if status == "committed" else "aborted"
+
+
+@asynccontextmanager
+async def line(url: str) -> AsyncIterator[Any]:
+    """A driver's connection outside the pools, for as long as it holds; raises Unavailable."""
+    engine = _engine(url, SESSION, pool_size=1, pool_wait=PING_SECONDS)
+    try:
+        async with _checkout(engine) as pooled:
+            yield pooled.driver_connection
+    except (*LOST, exc.SQLAlchemyError, asyncpg.PostgresError) as error:
+        raise Unavailable("DATABASE_UNAVAILABLE") from _cause(error)
+    finally:
+        await engine.dispose()
 
 
 @asynccontextmanager

@@ -11,8 +11,9 @@ from uuid import UUID
 from google.protobuf.struct_pb2 import ListValue, Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from parley.v1 import conversation_pb2, message_pb2, participant_pb2, user_pb2
+from parley.v1 import conversation_pb2, event_pb2, message_pb2, participant_pb2, user_pb2
 from service.domain import (
+    EventType,
     MessageRole,
     MessageStatus,
     ParticipantRole,
@@ -25,6 +26,7 @@ from service.repositories.base import Row
 from service.repositories.inbox import Line
 from service.repositories.invitations import Invitation
 from service.rules.etags import current_etag, etag_of
+from service.rules.feed import PARTICIPANT_EVENTS
 from service.rules.messages import Draft, Numbered
 from service.rules.metadata import merged
 from service.rules.search import Query, snippet
@@ -40,6 +42,10 @@ MESSAGE_ROLE = _numbers(MessageRole)
 MESSAGE_STATUS = _numbers(MessageStatus)
 PARTICIPANT_ROLE = _numbers(ParticipantRole)
 PARTICIPANT_STATUS = _numbers(ParticipantStatus)
+# WITHHELD comes first, and is no type that a row could have.
+EVENT_TYPE: dict[str, Any] = {type: n for n, type in enumerate(EventType, start=2)}
+
+Event = event_pb2.Event
 
 
 # Out
@@ -233,6 +239,46 @@ def sent_message(message: message_pb2.Message) -> message_pb2.SentMessage:
         sequence=message.sequence,
         etag=message.etag,
         create_time=message.create_time if message.HasField("create_time") else None,
+    )
+
+
+def event(
+    fact: Row,
+    *,
+    view: Row | None = None,
+    person: Row | None = None,
+    said: Row | None = None,
+) -> Event:
+    """What happened, and what it is about as it is now, where that is given."""
+    seen = Event(
+        conversation_id=str(fact["conversation_id"]),
+        version=fact["version"],
+        type=EVENT_TYPE[fact["type"]],
+        actor_id=_id(fact["actor_id"]),
+        sequence=fact["sequence"] or 0,
+        revision=fact["revision"] or 0,
+        previous_status=PARTICIPANT_STATUS.get(fact["previous_status"], 0),
+        status=PARTICIPANT_STATUS.get(fact["status"], 0),
+        previous_role=PARTICIPANT_ROLE.get(fact["previous_role"], 0),
+        role=PARTICIPANT_ROLE.get(fact["role"], 0),
+        reason=fact["reason"],
+        conversation=conversation(view) if view else None,
+        participant=participant(person) if person else None,
+        message=message(said) if said else None,
+    )
+    _time(seen.commit_time, fact["committed_at"])
+    if fact["type"] in PARTICIPANT_EVENTS:
+        seen.user_id = _id(fact["user_id"])
+    return seen
+
+
+def withheld(fact: Row, through_version: int) -> Event:
+    """Some versions that the reader may not see."""
+    return Event(
+        conversation_id=str(fact["conversation_id"]),
+        version=fact["version"],
+        through_version=through_version,
+        type=Event.TYPE_WITHHELD,
     )
 
 

@@ -103,8 +103,8 @@ MATRIX = {
     "MessageService/ListMessageRevisions": "NF NF ok ok ok ok ok ok ok",
     "MessageService/DeleteMessage": "NF PD PD PD PD PD ok ok ok",
     "MessageService/UndeleteMessage": "NF PD PD PD PD PD ok ok ok",
-    "EventService/Watch": "UI UI UI UI UI UI UI UI UI",
-    "EventService/ListEvents": "UI UI UI UI UI UI UI UI UI",
+    "EventService/Watch": "NF PD PD PD ok ok ok ok ok",
+    "EventService/ListEvents": "NF PD ok ok ok ok ok ok ok",
     "LiveMessageService/StreamMessage": "UI UI UI UI UI UI UI UI UI",
     "LiveMessageService/GetLiveMessage": "UI UI UI UI UI UI UI UI UI",
     "LiveMessageService/ListLiveMessages": "UI UI UI UI UI UI UI UI UI",
@@ -337,6 +337,12 @@ REQUESTS: dict[str, Build] = {
     "MessageService/ListMessageRevisions": _message("ListMessageRevisionsRequest", sequence=1),
     "MessageService/DeleteMessage": _message("DeleteMessageRequest", sequence=1),
     "MessageService/UndeleteMessage": _message("UndeleteMessageRequest", sequence=1),
+    "EventService/Watch": lambda world, _: event_pb2.WatchRequest(
+        conversation_id=world.conversation_id
+    ),
+    "EventService/ListEvents": lambda world, _: event_pb2.ListEventsRequest(
+        conversation_id=world.conversation_id
+    ),
 }
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 from parley.v1 import (
     conversation_pb2,
     conversation_pb2_grpc,
+    event_pb2,
     event_pb2_grpc,
     message_pb2,
     message_pb2_grpc,
@@ -26,6 +27,7 @@ User = user_pb2.User
 Conversation = conversation_pb2.Conversation
 Participant = participant_pb2.Participant
 Message = message_pb2.Message
+Event = event_pb2.Event
 
 HUMAN, AGENT = User.KIND_HUMAN, User.KIND_AGENT
 OWNER, MODERATOR = Participant.ROLE_OWNER, Participant.ROLE_MODERATOR
@@ -320,6 +322,25 @@ class Client:
             message_pb2.UndeleteMessageRequest(conversation_id=_name(conversation), **values)
         )
 
+    def list_events(self, **scope: Any) -> Any:
+        """A page of events, to be awaited."""
+        return self.events.ListEvents(event_pb2.ListEventsRequest(**scope))
+
+    async def log(self, **scope: Any) -> list[Event]:
+        """Every event of a scope, oldest first, page by page."""
+        found: list[Event] = []
+        scope.setdefault("page_size", 1000)
+        while True:
+            page = await self.list_events(**scope)
+            found += page.events
+            if page.caught_up:
+                return found
+            scope["resume_cursor"] = page.cursor
+
+    def watch(self, **asked: Any) -> Any:
+        """A stream of events, which ends when the test has seen enough."""
+        return self.events.Watch(event_pb2.WatchRequest(**asked), timeout=60)
+
     def update_user(self, user: User | str, **values: Any) -> Any:
         """An UpdateUser, to be awaited; `mask` and `patch` for short."""
         mask, patch = values.pop("mask", None), values.pop("patch", None)
@@ -375,6 +396,32 @@ def _name(conversation: Conversation | str) -> str:
 
 def _user_name(user: User | str) -> str:
     return user if isinstance(user, str) else user.id
+
+
+def told(event: Event, people: dict[str, str]) -> str:
+    """The facts of an event in one line; `people` are names by id."""
+    words = [Event.Type.Name(event.type).removeprefix("TYPE_")]
+    if event.sequence:
+        words.append(f"#{event.sequence}")
+    if event.revision:
+        words.append(f"r{event.revision}")
+    if event.user_id:
+        words.append(people[event.user_id])
+    if event.status:
+        before = _standing(event.previous_status, event.previous_role)
+        words += [before, ">", _standing(event.status, event.role)]
+    if event.reason:
+        words.append(f"({event.reason})")
+    if event.actor_id:
+        words.append(f"by {people[event.actor_id]}")
+    return " ".join(words)
+
+
+def _standing(status: "Participant.Status.ValueType", role: "Participant.Role.ValueType") -> str:
+    if not status:
+        return "nobody"
+    names = Participant.Status.Name(status), Participant.Role.Name(role)
+    return " ".join(name.partition("_")[2] for name in names)
 
 
 async def is_replay(call: Any) -> bool:

@@ -68,6 +68,7 @@ SERVED = {
         "UpdateMessage",
         "ListMessageRevisions",
     },
+    "EventService": {"Watch", "ListEvents"},
 }
 # No message of ours: a field of an unknown type, cut off.
 GARBAGE = b"\xff\xff\xff"

@@ -120,7 +120,10 @@ async def code_of(
             stream: Any = channel.stream_stream(path, None, kind)(iter([raw]), **options)
             [_ async for _ in stream]
         elif method.server_streaming:
-            [_ async for _ in channel.unary_stream(path, None, kind)(raw, **options)]
+            # It may go on for ever: one that answers is a yes.
+            answering: Any = channel.unary_stream(path, None, kind)(raw, **options)
+            await answering.read()
+            answering.cancel()
         else:
             await channel.unary_unary(path, None, kind)(raw, **options)
     except grpc.aio.AioRpcError as error:

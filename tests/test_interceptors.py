@@ -13,7 +13,7 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
-from parley.v1 import event_pb2, message_pb2, message_pb2_grpc
+from parley.v1 import message_pb2, message_pb2_grpc
 from service.access import Gatekeeper
 from service.errors import Aborted, InvalidArgument
 from service.identity import Call
@@ -324,18 +324,16 @@ async def test_a_server_that_drains_refuses_what_is_new_and_ends_what_it_began(
 async def test_a_stream_of_the_contract_that_is_not_served_says_so(
     parley: Client, lines: Lines
 ) -> None:
-    async def first(call: Any) -> Any:
-        return await call.read()
+    name = "parley.v1.TransferService/ExportConversations"
+    export: Any = parley.channel.unary_stream(f"/{name}")
 
-    refused = await failure(first(parley.events.Watch(event_pb2.WatchRequest())))
-    unknown = await failure(
-        first(Client(parley.channel, "parley_x_y").events.Watch(event_pb2.WatchRequest()))
-    )
+    refused = await failure(export(b"", metadata=parley.metadata).read())
+    unknown = await failure(export(b"", metadata=Client(parley.channel, "x").metadata).read())
 
     assert (refused.code, refused.reason) == ("UNIMPLEMENTED", "NOT_IMPLEMENTED")
-    assert refused.known == {"method": "parley.v1.EventService.Watch"}
+    assert refused.known == {"method": name.replace("/", ".")}
     assert unknown.code == "UNAUTHENTICATED"
-    codes = [line["code"] for line in lines if line.get("method") == "parley.v1.EventService/Watch"]
+    codes = [line["code"] for line in lines if line.get("method") == name]
     assert codes == ["UNIMPLEMENTED", "UNAUTHENTICATED"]
 
 

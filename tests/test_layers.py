@@ -26,10 +26,12 @@ FLOORS = [
     },
     {"masks", "repositories"},
     {"store"},
-    {"coalescer"},
+    {"coalescer", "doorbell"},
     {"lookups", "readiness", "reading", "sending", "verifying", "wire"},
+    {"following"},
+    {"watching"},
     {"access", "servicers"},
-    {"interceptors", "tokens"},
+    {"interceptors", "tokens", "watcher"},
     {"server"},
     {"workers"},
     {"cli"},
@@ -48,7 +50,7 @@ KNOWS = {
         "the driver's errors stop at the store, so that nobody else need know them",
     ),
     "grpc": (
-        {"certificates", "importer", "interceptors", "readiness", "server"},
+        {"certificates", "importer", "interceptors", "readiness", "server", "watcher"},
         "a servicer takes a request and a Call, so that what surrounds a call is written once",
     ),
     "google": (
@@ -56,7 +58,7 @@ KNOWS = {
         "rules and repositories speak the domain's words; wire is where they meet protobuf",
     ),
     "parley": (
-        {"access", "importer", "server", "servicers", "wire"},
+        {"access", "importer", "server", "servicers", "watcher", "wire"},
         "rules and repositories speak the domain's words; wire is where they meet protobuf",
     ),
     "argon2": (

@@ -12,7 +12,8 @@ from service import paging
 from service.domain import UserKind
 from service.errors import InvalidArgument, Unavailable
 from service.identity import Actor, Call, Caller, Scope
-from service.paging import MAX_RESPONSE_BYTES, PageTokens
+from service.paging import MAX_RESPONSE_BYTES, FeedCursors, PageTokens
+from service.rules.feed import Place, Subject
 
 USER, TOOL = pb.Message.ROLE_USER, pb.Message.ROLE_TOOL
 ADA = Actor(UUID(int=1), "ada", UserKind.HUMAN)
@@ -144,3 +145,37 @@ def test_an_answer_is_cut_at_a_mebibyte_but_never_to_nothing(sizes: list[int], k
     messages = [StringValue(value="x" * size) for size in sizes]
 
     assert paging.cut(messages) == messages[:kept]
+
+
+# Cursors of the change feed
+
+PLACE = Place(2, 2**40, TALK, 7)
+SUBJECTS = (
+    Subject(conversation_id=TALK),
+    Subject(conversation_id=UUID(int=8)),
+    Subject(user_id=TALK),
+    Subject(),
+)
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_a_cursor_opens_to_its_place_and_era(subject: Subject) -> None:
+    cursors = FeedCursors(tokens())
+    cursor = cursors.seal(PLACE, era=3, subject=subject, actor_id=ADA.id)
+
+    assert cursors.open(cursor, subject=subject, actor_id=ADA.id) == (PLACE, 3)
+    for other in SUBJECTS:
+        for actor_id in (ADA.id, TALK, None):
+            if (other, actor_id) != (subject, ADA.id):
+                with pytest.raises(InvalidArgument) as raised:
+                    cursors.open(cursor, subject=other, actor_id=actor_id)
+                assert raised.value.reason == "INVALID_CURSOR"
+                assert raised.value.field == "resume_cursor"
+
+
+def test_a_page_token_is_no_cursor() -> None:
+    token = tokens().seal([1, 2, 3, TALK.hex, 5], BINDING)
+
+    with pytest.raises(InvalidArgument) as raised:
+        FeedCursors(tokens()).open(token, subject=Subject(), actor_id=None)
+    assert raised.value.reason == "INVALID_CURSOR"

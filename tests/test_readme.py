@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 BIN = Path(sys.executable).parent
 # For those who have no grpcurl: the same call by buf, which the tools of .venv contain.
 BUF_CALL = (
@@ -53,6 +55,28 @@ class Clone:
         assert done.returncode == 0, done.stdout
         return done.stdout
 
+    def consume(self, until: str) -> list[str]:
+        """What the README's consumer prints, up to a line with this in it."""
+        (code,) = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.M | re.S)
+        code = code.replace("127.0.0.1:50051", self.address).replace("release-1-0", "consumed")
+        consumer = subprocess.Popen(
+            [sys.executable, "-u", "-c", code],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "protos")},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert consumer.stdout
+        lines: list[str] = []
+        while not lines or until not in lines[-1]:
+            lines.append(consumer.stdout.readline())
+            assert lines[-1], lines
+        # The cursor is written after the last line.
+        time.sleep(0.5)
+        consumer.kill()
+        consumer.communicate()
+        return lines
+
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
@@ -85,7 +109,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
 
 def blocks() -> list[str]:
     """The README's shell blocks, but for the one that starts the server."""
-    found = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+    found = re.findall(r"^```sh\n(.*?)^```$", README.read_text(), re.M | re.S)
     assert found[0] == "make run\n"
     return found[1:]
 
@@ -120,6 +144,25 @@ def test_the_readme_works_as_pasted(clone: Clone) -> None:
     assert re.search(r'"last_?[sS]equence": "2"', clone.paste(adapted(count + "\n") + listing))
 
 
+def test_the_consumer_in_the_readme_goes_on_where_it_was(clone: Clone) -> None:
+    call = adapted(blocks()[0]).splitlines()[0]
+    mary = '{"user": {"username": "mary"}}'
+    talk = '{"conversation": {"creator_id": "mary", "slug": "consumed"}}'
+    news = '{"conversation_id": "consumed", "role": "ROLE_USER", "content": "What next?"}'
+    clone.paste(
+        f"{call}\ncall UserService/CreateUser '{mary}'\n"
+        f"call ConversationService/CreateConversation '{talk}'"
+    )
+
+    first = clone.consume(until="PARTICIPANT_CHANGED")
+    send = f"call MessageService/SendMessage '{news}' -H 'x-parley-actor: mary'"
+    clone.paste(f"{call}\n{send}")
+    second = clone.consume(until="What next?")
+
+    assert [line.split()[0] for line in first + second] == ["1", "2", "3"]
+    assert len(second) == 1
+
+
 @pytest.mark.skipif(
     not shutil.which("grpcurl", path=f"{BIN}:{os.environ['PATH']}"), reason="no grpcurl here"
 )
@@ -133,7 +176,7 @@ def test_what_the_start_prints_works_as_pasted_and_twice_is_once(clone: Clone) -
 
 
 def test_a_name_in_the_readme_leads_somewhere() -> None:
-    text = (ROOT / "README.md").read_text()
+    text = README.read_text()
 
     for target in re.findall(r"\]\(((?!http)[^)]+)\)", text):
         assert (ROOT / target).exists(), target

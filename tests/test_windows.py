@@ -11,7 +11,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import pytest
 
 from parley.v1 import conversation_pb2, message_pb2, participant_pb2
 
-from .make import ASSISTANT, SYSTEM, USER, Client, Conversation, User
+from .make import ASSISTANT, SYSTEM, USER, Client, Conversation, Event, User
 from .process import Service
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -30,8 +30,9 @@ USERS = 32
 SENDS = int(os.environ.get("SENDS", "20000"))
 SENDS_IN_FLIGHT = 64
 SEED = int(os.environ.get("SEED", "0")) or random.randrange(1, 1 << 31)
-# The longest pause between two moves, and two reads, of a user.
+# The longest pause between two moves, and two reads, of a user; and how long it watches.
 MOVE_SECONDS, READ_SECONDS = 1.0, 0.5
+WATCH_SECONDS = 0.5
 
 MOVES = (
     "InviteParticipant",
@@ -47,6 +48,9 @@ MESSAGES = (
     "list_oldest",
     "list_by_sender",
     "list_around",
+    "list_events",
+    "watch",
+    "follow",
     "list_around_first_unread",
     "batch_get",
     "search_here",
@@ -275,6 +279,33 @@ class Storm:
             found += [message.sequence for message in page.messages]
         return found
 
+    async def list_events(self, client: Client) -> list[int]:
+        page = await client.list_events(conversation_id=self.talk.id, page_size=1000)
+        return _shown(page.events)
+
+    async def watch(self, client: Client) -> list[int]:
+        return await self._watch(client, conversation_id=self.talk.id)
+
+    async def follow(self, client: Client) -> list[int]:
+        return await self._watch(client, user_id="")
+
+    async def _watch(self, client: Client, **scope: Any) -> list[int]:
+        """A little of what happens now."""
+        events: list[Event] = []
+        call = client.watch(**scope)
+        try:
+            async with asyncio.timeout(WATCH_SECONDS):
+                while response := await call.read():
+                    events += response.events
+        except TimeoutError:
+            pass
+        except grpc.aio.AioRpcError:
+            if not events:
+                raise
+        finally:
+            call.cancel()
+        return _shown(events)
+
     async def last_sequence(self, client: Client) -> list[int]:
         """The last sequence that the conversation itself gives away."""
         request = conversation_pb2.GetConversationRequest(conversation_id=self.talk.id)
@@ -286,6 +317,13 @@ class Storm:
         request = participant_pb2.ListParticipantsRequest(conversation_id=self.talk.id)
         shown = (await client.participants.ListParticipants(request)).participants
         return [each.last_read_sequence for each in shown if each.last_read_sequence]
+
+
+def _shown(events: Iterable[Event]) -> list[int]:
+    """The messages that events show; in order, none twice."""
+    told = [event.version for event in events]
+    assert told == sorted(set(told))
+    return [event.message.sequence for event in events if event.HasField("message")]
 
 
 async def test_nobody_sees_what_is_outside_their_window(tmp_path: Path) -> None:

@@ -46,12 +46,13 @@ class Event(Base):
 
     __table_args__ = (
         Index("ix_events_feed", "era", "xid", "conversation_id", "version"),
+        # Who was what, and when: what the log itself says of membership.
         Index(
-            "ix_events_user",
+            "ix_events_membership",
             "user_id",
             "conversation_id",
             "version",
-            postgresql_where=text("user_id IS NOT NULL"),
+            postgresql_where=text("type = 'PARTICIPANT_CHANGED'"),
         ),
         one_of("type", EventType),
         CheckConstraint("version >= 1", name="version_positive"),
