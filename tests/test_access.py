@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
@@ -80,7 +81,11 @@ async def call(
     """Call any method with any bytes: the first response."""
     path = f"/{method.containing_service.full_name}/{method.name}"
     if method.client_streaming and method.server_streaming:
-        return await channel.stream_stream(path)(iter([raw]), metadata=metadata, timeout=20).read()
+        # Left to write by itself, gRPC's client calls a stream that ended before INTERNAL.
+        call = channel.stream_stream(path)(metadata=metadata, timeout=20)
+        with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError, grpc.aio.UsageError):
+            await call.write(raw)
+        return await call.read()
     if method.server_streaming:
         return await channel.unary_stream(path)(raw, metadata=metadata, timeout=20).read()
     assert not method.client_streaming

@@ -1,6 +1,8 @@
 """Every RPC, called by every kind of caller and actor, answers as the matrix says."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -117,8 +119,13 @@ async def code_of(
     raw = request.SerializeToString()
     try:
         if method.client_streaming:
-            stream: Any = channel.stream_stream(path, None, kind)(iter([raw]), **options)
-            [_ async for _ in stream]
+            # Left to write by itself, gRPC's client calls a stream that ended before INTERNAL.
+            stream: Any = channel.stream_stream(path, None, kind)(**options)
+            with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError, grpc.aio.UsageError):
+                await stream.write(raw)
+                await stream.done_writing()
+            while await stream.read() is not grpc.aio.EOF:
+                pass
         elif method.server_streaming:
             # It may go on for ever: one that answers is a yes.
             answering: Any = channel.unary_stream(path, None, kind)(raw, **options)
