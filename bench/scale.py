@@ -12,12 +12,12 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import psutil
@@ -28,8 +28,12 @@ from bench.processes import AROUND, Target, pin, serving
 from bench.run import ROOT, build_load, tell
 from bench.stage import Group
 from service.embedded import EmbeddedPostgres
+from service.repositories.base import Connection, Row
+from service.repositories.inbox import Inbox
+from service.repositories.search import Search, Wanted
 from service.rules import search
 from service.server import development_token
+from service.store import SESSION
 
 MESSAGES = 100  # in each conversation
 PEOPLE = 5
@@ -167,13 +171,17 @@ async def bench(folder: Path, load: Path, given: argparse.Namespace) -> None:
                         f"{number}/{given.rounds} {where.messages:>10,} {name:42} "
                         f"p50 {run.millis.get('p50', 0):7.2f} ms {run.errors or ''}"
                     )
+        explained = await plans(large)
         sizes = [dict(row) for row in await large.database.fetch(SIZES)]
         vacuum = await vacuumed(large)
         text = report(runs, small, large, sizes, vacuum, given)
     print(text)
+    print(explained)
     if given.large >= 10_000_000:
-        (ROOT / "docs" / "scale.md").write_text(text)
-        tell("wrote docs/scale.md")
+        (ROOT / "docs" / "scale-plans.md").write_text(explained)
+        if given.rounds >= 5:
+            (ROOT / "docs" / "scale.md").write_text(text)
+        tell("wrote docs")
 
 
 @asynccontextmanager
@@ -254,6 +262,60 @@ async def call(load: Path, where: Archive, work: str, seconds: float, queries: l
         in_flight=1,
         page_size=25 if everywhere else 50,
     )
+
+
+class Explaining(Connection):
+    """A connection that runs what a repository asks, and keeps how PostgreSQL did it."""
+
+    def __init__(self, database: asyncpg.Connection) -> None:
+        self._database = database
+        self.plans: list[str] = []
+
+    async def fetch(self, sql: str, *arguments: object, replan: bool = False) -> list[Row]:
+        rows = await self._database.fetch(f"EXPLAIN (ANALYZE, BUFFERS) {sql}", *arguments)
+        self.plans.append("\n".join(row[0] for row in rows))
+        return cast(list[Row], await self._database.fetch(sql, *arguments))
+
+
+async def plans(where: Archive) -> str:
+    """The inbox's and the search's plans, with the settings of the service's own sessions."""
+    database = where.database
+    for name, value in SESSION.items():
+        await database.execute("SELECT set_config($1, $2, false)", name, value)
+    reader = await database.fetchval("SELECT id FROM users WHERE username = 'reader'")
+    busy = await database.fetchval("SELECT id FROM users WHERE username = 'person-0'")
+    count = "SELECT count(*) FROM participants WHERE user_id = $1"
+    lines = [
+        "# Plans at scale",
+        "",
+        f"Written by `make bench-scale`: how PostgreSQL reads the inbox and searches, with "
+        f"{where.messages:,} messages stored.",
+    ]
+
+    async def explain(title: str, ask: Callable[[Connection], Awaitable[object]]) -> None:
+        connection = Explaining(database)
+        for _ in range(2):  # the second time from memory
+            connection.plans.clear()
+            await ask(connection)
+        lines.extend(["", f"## {title}", "", "```", *connection.plans, "```"])
+
+    for user in (reader, busy):
+        conversations = await database.fetchval(count, user)
+        await explain(
+            f"The inbox, 25 of {conversations}",
+            lambda on, user=user: Inbox(on).list(  # type: ignore[misc]
+                user, statuses=["JOINED"], after=None, limit=25, byte_limit=1 << 20
+            ),
+        )
+        for text in ("the", "tea time", "zzzz"):
+            wanted = Wanted(query=str(search.parse(text)), actor_id=user, view=None)
+            await explain(
+                f"Search for `{text}` in {conversations} conversations",
+                lambda on, wanted=wanted: Search(on).find(  # type: ignore[misc]
+                    wanted, after=None, limit=50, byte_limit=1 << 20
+                ),
+            )
+    return "\n".join([*lines, ""])
 
 
 async def vacuumed(where: Archive) -> str:
