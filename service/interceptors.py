@@ -429,6 +429,9 @@ async def _write(context: Context, response: bytes) -> None:
             await context.write(response)
     except TimeoutError:
         raise ResourceExhausted("WATCH_TOO_SLOW", seconds=round(STALL_SECONDS)) from None
+    except grpc.aio.InternalError:
+        # The client has gone, and grpc is about to say so.
+        raise asyncio.CancelledError from None
 
 
 def _unimplemented(method: str) -> Behavior:

@@ -414,7 +414,13 @@ async def line(url: str) -> AsyncIterator[Any]:
 async def _checkout(engine: AsyncEngine) -> AsyncIterator[PoolProxiedConnection]:
     """A connection of the pool; not to be used again if it broke."""
     # Not `engine.connect()`: that is three greenlets for what takes one.
-    pooled = await engine.raw_connection()
+    try:
+        pooled = await engine.raw_connection()
+    except Exception as error:
+        # SQLAlchemy has its own word for what the driver said.
+        if isinstance(error.__cause__, asyncpg.PostgresError):
+            raise error.__cause__ from None
+        raise
     try:
         yield pooled
     except BaseException as error:

@@ -301,6 +301,7 @@ async def test_watchers_outlive_the_death_of_postgresql(tmp_path: Path) -> None:
     try:
         async with grpc.aio.insecure_channel(service.address, options=CHANNEL) as channel:
             await _outlive(service, Client(channel, service.token))
+        assert service.events("defect") == []
     finally:
         await service.stop()
 
