@@ -23,6 +23,8 @@ from google.protobuf.message import Message as ProtoMessage
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.struct_pb2 import Struct, Value
 
+from parley.v1.access_pb2 import Access
+from service.access import access_of
 from service.masks import FIXED
 from service.server import MAX_REQUEST_BYTES
 
@@ -46,6 +48,8 @@ MAX_USERS, MAX_ROOMS, MAX_KEPT = 24, 12, 32
 # How often an RPC is called, where not as often as any other.
 WEIGHTS = {"Delete": 0.3, "Purge": 0.2, "SetPassword": 0.3, "VerifyPassword": 0.3}
 UNSERVED_WEIGHT = 0.1
+# What grpc.aio makes of a status that comes while it still sends; no word of it is the server's.
+OVER = "Internal error from Core"
 # What an update is of.
 RESOURCES = ("user", "conversation", "message", "participant")
 
@@ -124,6 +128,7 @@ class World:
         self.rooms: dict[str, Room] = {}
         # Of users, conversations and messages by id, of participants by two.
         self.etags: dict[str, str] = {}
+        self.deleted: set[str] = set()
         self.tokens: deque[str] = deque(["AAAA"], maxlen=MAX_KEPT)
         self.request_ids: deque[str] = deque(["again"], maxlen=MAX_KEPT)
 
@@ -139,19 +144,24 @@ class World:
                         self.learn(item)
 
     def _meet(self, item: ProtoMessage, *, is_new: bool) -> None:
+        if isinstance(item, User | Conversation | Message):
+            (self.deleted.add if item.HasField("delete_time") else self.deleted.discard)(item.id)
         if isinstance(item, User) and item.id and (is_new or item.id in self.users):
+            self.users.pop(item.id, None)
             self.users[item.id] = item
             _shorten(self.users, MAX_USERS)
         if isinstance(item, Conversation) and item.id and (is_new or item.id in self.rooms):
-            room = self.rooms.setdefault(item.id, Room(item.id, item.slug))
+            room = self.rooms.pop(item.id, Room(item.id, item.slug))
+            self.rooms[item.id] = room
             room.slug, room.last_sequence = item.slug, max(item.last_sequence, room.last_sequence)
             if item.creator_id:
                 room.members.append(item.creator_id)
             _shorten(self.rooms, MAX_ROOMS)
         if isinstance(item, Message) and (of := self.rooms.get(item.conversation_id)):
             of.last_sequence = max(item.sequence, of.last_sequence)
-            if item.id not in of.messages:
-                of.messages.append(item.id)
+            if item.id in of.messages:
+                of.messages.remove(item.id)
+            of.messages.append(item.id)
         if hasattr(item, "status_actor_id") and (of := self.rooms.get(item.conversation_id)):
             of.members.append(item.user_id)
             self.etags[item.conversation_id + item.user_id] = item.etag
@@ -166,10 +176,11 @@ class Maker:
         self._random = random
         self._world = world
         self._method = method
-        self._room = random.choice(list(world.rooms.values()))
+        self._hostility = random.choice((0, 0, 0, 0.03, 0.1, 0.5))
+        self._seeks_deleted = method.name.startswith(("Undelete", "Purge")) and self._chance(0.7)
+        self._room = self._choose_room()
         self._actor = self._choose_actor()
         self._user = self._choose_user()
-        self._hostility = random.choice((0, 0, 0, 0.03, 0.1, 0.5))
         self._names: dict[str, Callable[[], Any]] = {
             "conversation_id": lambda: self._room.slug if self._chance(0.2) else self._room.id,
             "username": lambda: f"{random.choice(WORDS)}-{random.getrandbits(32)}",
@@ -211,9 +222,27 @@ class Maker:
     def _chance(self, probability: float) -> bool:
         return self._random.random() < probability
 
+    def _one_of(self, things: Iterable[str]) -> str:
+        """Any of them; one that is deleted, where that is sought and there is one."""
+        known = list(things)
+        deleted = [id for id in known if id in self._world.deleted] if self._seeks_deleted else []
+        return self._random.choice(deleted or known or [""])
+
+    def _choose_room(self) -> Room:
+        rooms = self._world.rooms
+        if self._method.name == "UndeleteMessage":
+            return rooms[
+                self._random.choice(
+                    [id for id, room in rooms.items() if self._world.deleted & {*room.messages}]
+                    or list(rooms)
+                )
+            ]
+        return rooms[self._one_of(rooms)]
+
     def _choose_actor(self) -> str | bytes | None:
         kind = self._random.random()
-        if kind < 0.4:
+        refused = access_of(self._method).rule != Access.ACTOR_OPTIONAL
+        if kind < (0.8 if refused else 0.4):
             return None
         if kind < 0.8 and self._room.members:
             return self._random.choice(self._room.members)
@@ -226,8 +255,12 @@ class Maker:
         """Somebody here, the actor itself often; seldom somebody from elsewhere."""
         if isinstance(self._actor, str) and self._chance(0.3):
             return self._actor
-        here = self._room.members if self._chance(0.7) else self._world.users
-        return self._random.choice(list(here) or list(self._world.users))
+        here = (
+            self._room.members
+            if self._chance(0.7) and not self._seeks_deleted
+            else self._world.users
+        )
+        return self._one_of(here or self._world.users)
 
     def _fill(self, message: ProtoMessage, depth: int = 0) -> None:
         if isinstance(message, Struct):
@@ -317,7 +350,7 @@ class Maker:
 
     def _named(self, name: str) -> str:
         if name.endswith("message_id"):
-            return self._random.choice(self._room.messages or [""])
+            return self._one_of(self._room.messages)
         if name == "user_id":
             return self._whoever(self._user)
         if name.endswith("_id"):
@@ -448,9 +481,7 @@ class Fuzzer:
     async def _refill(self) -> None:
         """A new room with new people: two who talk, two who are invited."""
         number = self._random.getrandbits(48)
-        people = [
-            await self._parley.user(f"{name}-{number}") for name in ("ada", "żółw", "李", "g")
-        ]
+        people = [await self._parley.user(f"{name}-{number}") for name in ("a", "żółw", "李", "g")]
         self.world.users |= {user.id: user for user in people}
         owner, member, *guests = people
         room = await self._parley.conversation(
@@ -533,9 +564,11 @@ class Fuzzer:
         if method.full_name in self._unserved:
             allowed |= told.reason == "NOT_IMPLEMENTED"
         if method.server_streaming and told.code == "DEADLINE_EXCEEDED":
-            return told.code  # A stream may have nothing to say yet.
+            return "(quiet)"  # A stream may have nothing to say yet.
         if len(asked.raw) > MAX_REQUEST_BYTES and told.code == "RESOURCE_EXHAUSTED":
             return told.code  # Refused by the library, before anything of ours has seen it.
+        if method.client_streaming and told.message == OVER:
+            return "(over)"
         # Without a reason it is the library's: an answer too large, or trailers that were dropped.
         if not allowed or not told.reason:
             self.defects.append(Defect(method, asked, told.code, told.message))

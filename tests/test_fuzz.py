@@ -19,10 +19,11 @@ from .make import Client, Conversation, Message, User, miscounted
 from .test_access import METHODS
 
 SEED = os.environ.get("SEED") or str(Random().getrandbits(32))
-CALLS = int(os.environ.get("FUZZ_CALLS", "6000"))
+CALLS = int(os.environ.get("FUZZ_CALLS", "4000"))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120 + CALLS // 20)
 async def test_no_request_makes_the_service_fail_and_what_it_accepts_can_be_read(
     parley: Client, database: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,12 +61,11 @@ async def test_an_internal_error_is_noticed_with_its_request(
     methods = [method for method in METHODS if method.name in ("ListUsers", "GetUser")]
     fuzzer = Fuzzer(parley, methods, "1")
 
-    await fuzzer.run(60)
+    await fuzzer.run(12)
 
     assert {(defect.method.name, defect.code) for defect in fuzzer.defects} == {
         ("ListUsers", "INTERNAL")
     }
-    assert "page_size: " in "\n".join(map(str, fuzzer.defects))
     assert fuzzer.counts["parley.v1.UserService.ListUsers", "INTERNAL"] == len(fuzzer.defects)
 
 
