@@ -8,7 +8,7 @@ another, so that the same seed makes the same run, but for ids and times.
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from random import Random
 from typing import Any
@@ -28,7 +28,7 @@ from service.access import access_of
 from service.masks import FIXED
 from service.server import MAX_REQUEST_BYTES
 
-from .make import USER, Client, Conversation, Message, User, failure_of
+from .make import USER, Client, Conversation, Message, Participant, User, failure_of
 
 ALLOWED = {
     "OK",
@@ -52,6 +52,9 @@ UNSERVED_WEIGHT = 0.1
 OVER = "Internal error from Core"
 # What an update is of.
 RESOURCES = ("user", "conversation", "message", "participant")
+# Not required by the contract, yet few requests mean anything without them; and such oneofs.
+OFTEN = (*RESOURCES, "content", "role", "sender_id", "creator_id", "user_id")
+NEEDED = ("key", "scope", "login", "frame", "record")
 
 WORDS = (
     "hello", "world", "the", "quick", "brown", "fox", "żółw", "李雷", "schön", "can't", "e-mail",
@@ -72,6 +75,9 @@ NUMBERS = (0, 1, -1, 2, 50, 1_000, 1_001, 2**31 - 1, -(2**31), 2**53, 2**63 - 1,
 DOUBLES = (0.0, -0.0, 1.5, 2.0**53 + 2, 1e308, -1e308, 5e-324, float("nan"), float("inf"))
 SECONDS = (0, 1, -62_135_596_800, -62_135_596_801, 253_402_300_799, 2**63 - 1, -(2**63), 10**10)
 NANOS = (0, 1, 999, 999_999_999, 10**9, -1, 2**31 - 1)
+
+# A FieldDescriptor, of whichever implementation of protobuf.
+Field = Any
 
 INTEGERS = {
     FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
@@ -94,10 +100,11 @@ class Room:
 
 @dataclass(frozen=True)
 class Asked:
-    """A request as it went out, and for whom."""
+    """A request as it went out, for whom, and what a stream says next."""
 
     raw: bytes
     actor: str | bytes | None
+    then: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,13 +117,10 @@ class Defect:
     details: str
 
     def __str__(self) -> str:
+        head = f"{self.method.full_name} for {self.asked.actor!r}: {self.code}: {self.details}"
         kind = GetMessageClass(self.method.input_type)
-        try:
-            text = text_format.MessageToString(kind.FromString(self.asked.raw), as_utf8=True)
-        except DecodeError:
-            text = f"no {kind.DESCRIPTOR.name}: {self.asked.raw.hex()}\n"
-        return (
-            f"{self.method.full_name} for {self.asked.actor!r}: {self.code}: {self.details}\n{text}"
+        return "\n".join(
+            [head, *(_text_of(kind, raw) for raw in (self.asked.raw, *self.asked.then))]
         )
 
 
@@ -162,8 +166,9 @@ class World:
             if item.id in of.messages:
                 of.messages.remove(item.id)
             of.messages.append(item.id)
-        if hasattr(item, "status_actor_id") and (of := self.rooms.get(item.conversation_id)):
-            of.members.append(item.user_id)
+        if isinstance(item, Participant):
+            if of := self.rooms.get(item.conversation_id):
+                of.members.append(item.user_id)
             self.etags[item.conversation_id + item.user_id] = item.etag
         elif (id := getattr(item, "id", "")) and (etag := getattr(item, "etag", "")):
             self.etags[id] = etag
@@ -212,7 +217,8 @@ class Maker:
             inner = getattr(request, self._random.choice(present).name)
             if isinstance(inner, ProtoMessage) and not isinstance(inner, Struct):
                 return self.spoil(inner)
-        if fields := request.DESCRIPTOR.fields:
+        fields: Any = request.DESCRIPTOR.fields
+        if fields:
             chosen = self._random.choice(fields)
             request.ClearField(chosen.name)
             self._hostility = self._random.choice((0, 1))
@@ -229,14 +235,10 @@ class Maker:
         return self._random.choice(deleted or known or [""])
 
     def _choose_room(self) -> Room:
-        rooms = self._world.rooms
+        rooms, deleted = self._world.rooms, self._world.deleted
         if self._method.name == "UndeleteMessage":
-            return rooms[
-                self._random.choice(
-                    [id for id, room in rooms.items() if self._world.deleted & {*room.messages}]
-                    or list(rooms)
-                )
-            ]
+            found = [room for room in rooms.values() if not deleted.isdisjoint(room.messages)]
+            return self._random.choice(found or list(rooms.values()))
         return rooms[self._one_of(rooms)]
 
     def _choose_actor(self) -> str | bytes | None:
@@ -272,30 +274,27 @@ class Maker:
             return self._fill_time(message)
         if message.DESCRIPTOR.full_name == "google.protobuf.FieldMask":
             return self._fill_mask(message)
-        oneofs = {of.name: self._random.choice(of.fields).name for of in message.DESCRIPTOR.oneofs}
-        for each in message.DESCRIPTOR.fields:
+        descriptor: Any = message.DESCRIPTOR
+        oneofs = {of.name: self._random.choice(of.fields).name for of in descriptor.oneofs}
+        for each in descriptor.fields:
             of = each.containing_oneof
             if of and oneofs[of.name] != each.name:
                 continue
-            key = of is not None and len(of.fields) > 1 and of.name in ("key", "scope", "login")
-            if self._chance(self._wanted(each, key=key or (of is not None and of.name == "frame"))):
+            if self._chance(0.98 if of and of.name in NEEDED else self._wanted(each)):
                 self._set(message, each, depth)
 
-    def _wanted(self, each: FieldDescriptor, *, key: bool) -> float:
+    def _wanted(self, each: Field) -> float:
         """How likely a field is filled."""
         behavior = _behavior(each)
-        if field_behavior_pb2.REQUIRED in behavior or key:
+        if field_behavior_pb2.REQUIRED in behavior:
             return 0.98
         if field_behavior_pb2.OUTPUT_ONLY in behavior:
             return 0.02
-        if each.name in ("content", "query", "sender_id", "creator_id", "user_id"):
-            return 0.8
-        # An update without what to update is seldom what somebody means.
-        if each.name in RESOURCES:
+        if each.name in OFTEN:
             return 0.8
         return 0.05 if each.name in ("page_token", "resume_cursor") else 0.2
 
-    def _set(self, message: ProtoMessage, each: FieldDescriptor, depth: int = 0) -> None:
+    def _set(self, message: ProtoMessage, each: Field, depth: int = 0) -> None:
         if each.is_repeated:
             many = 600 if self._chance(self._hostility / 20) else self._random.randint(1, 4)
             for _ in range(many):
@@ -309,10 +308,10 @@ class Maker:
         else:
             setattr(message, each.name, self._value(each))
 
-    def _value(self, each: FieldDescriptor) -> Any:
+    def _value(self, each: Field) -> Any:
         return self._odd(each) if self._chance(self._hostility) else self._sensible(each)
 
-    def _odd(self, each: FieldDescriptor) -> Any:
+    def _odd(self, each: Field) -> Any:
         """What belongs nowhere, or elsewhere."""
         random = self._random
         if each.cpp_type == FieldDescriptor.CPPTYPE_STRING:
@@ -332,12 +331,12 @@ class Maker:
             return random.choice([number for number in NUMBERS if low <= number <= high])
         return random.choice(DOUBLES)
 
-    def _sensible(self, each: FieldDescriptor) -> Any:
+    def _sensible(self, each: Field) -> Any:
         """What the field's name asks for."""
         random, name = self._random, each.name.removesuffix("s")
         if each.cpp_type == FieldDescriptor.CPPTYPE_STRING:
             value = self._names[name]() if name in self._names else self._named(name)
-            return value if isinstance(value, str) else str(value)
+            return str(value)
         if name in self._names:
             return self._names[name]()
         if each.cpp_type == FieldDescriptor.CPPTYPE_ENUM:
@@ -431,9 +430,8 @@ class Maker:
             time.seconds = self._random.randint(1, 60)
 
     def _fill_mask(self, mask: Any) -> None:
-        resources = [
-            each.message_type for each in self._method.input_type.fields if each.name in RESOURCES
-        ]
+        fields: Any = self._method.input_type.fields
+        resources = [each.message_type for each in fields if each.name in RESOURCES]
         names = [
             each.name
             for resource in resources
@@ -470,6 +468,9 @@ class Fuzzer:
                 self._methods, [self._weight(m) for m in self._methods]
             )
             asked = self._raw(method) if self._random.random() < 0.2 else self._request(method)
+            if method.client_streaming:
+                others = range(self._random.randrange(4))
+                asked = replace(asked, then=tuple(self._request(method).raw for _ in others))
             await self._call(method, asked)
 
     def _weight(self, method: MethodDescriptor) -> float:
@@ -589,21 +590,16 @@ class Fuzzer:
         parley = self._parley
         metadata = (parley.acting_as(asked.actor) if asked.actor else parley).metadata
         path = f"/{method.containing_service.full_name}/{method.name}"
+        channel: Any = parley.channel
         if not method.server_streaming:
-            unary = parley.channel.unary_unary(path)
+            unary = channel.unary_unary(path)
             return [await unary(asked.raw, metadata=metadata, timeout=TIMEOUT_SECONDS)]
+        options = {"metadata": metadata, "timeout": STREAM_SECONDS}
         if method.client_streaming:
-            frames = iter(
-                [asked.raw, self._request(method).raw] if self.world.rooms else [asked.raw]
-            )
-            call: Any = parley.channel.stream_stream(path)(
-                frames, metadata=metadata, timeout=STREAM_SECONDS
-            )
+            call = channel.stream_stream(path)(iter([asked.raw, *asked.then]), **options)
         else:
-            call = parley.channel.unary_stream(path)(
-                asked.raw, metadata=metadata, timeout=STREAM_SECONDS
-            )
-        answers = []
+            call = channel.unary_stream(path)(asked.raw, **options)
+        answers: list[bytes] = []
         try:
             while len(answers) < 2 and (answer := await call.read()) is not grpc.aio.EOF:
                 answers.append(answer)
@@ -630,11 +626,19 @@ class Fuzzer:
         return "\n".join([*lines, f"{'':{width}} {sums}"])
 
 
-def _behavior(each: FieldDescriptor) -> set[int]:
+def _text_of(kind: type[ProtoMessage], raw: bytes) -> str:
+    """The request in text format, or its bytes in hexadecimal."""
+    try:
+        return text_format.MessageToString(kind.FromString(raw), as_utf8=True)
+    except DecodeError:
+        return f"no {kind.DESCRIPTOR.name}: {raw.hex()}"
+
+
+def _behavior(each: Field) -> set[int]:
     return set(each.GetOptions().Extensions[field_behavior_pb2.field_behavior])
 
 
-def _is_map(found: FieldDescriptor) -> bool:
+def _is_map(found: Field) -> bool:
     return bool(found.message_type.GetOptions().map_entry)
 
 
