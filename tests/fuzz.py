@@ -453,7 +453,7 @@ class Fuzzer:
         self._random = Random(seed)
         self._unserved: set[str] = set()
         self._accepted: dict[str, deque[Asked]] = defaultdict(partial(deque, maxlen=MAX_KEPT))
-        self._pages: dict[str, deque[tuple[Asked, str]]] = defaultdict(partial(deque, maxlen=8))
+        self._pages: dict[str, deque[Asked]] = defaultdict(partial(deque, maxlen=8))
         self.world = World()
         self.counts: Counter[tuple[str, str]] = Counter()
         self.defects: list[Defect] = []
@@ -501,13 +501,10 @@ class Fuzzer:
         """A new request, a spoilt one that was good, or the next page of one."""
         maker, kind = Maker(self._random, self.world, method), self._random.random()
         if kind < 0.2 and (pages := self._pages[method.full_name]):
-            asked, token = self._random.choice(pages)
-            request: Any = GetMessageClass(method.input_type).FromString(asked.raw)
-            request.page_token = token
-            return Asked(request.SerializeToString(), asked.actor)
+            return self._random.choice(pages)
         if kind < 0.4 and (accepted := self._accepted[method.full_name]):
             asked = self._random.choice(accepted)
-            request = GetMessageClass(method.input_type).FromString(asked.raw)
+            request: Any = GetMessageClass(method.input_type).FromString(asked.raw)
             maker.spoil(request)
             return Asked(request.SerializeToString(), asked.actor)
         request, actor = maker.make()
@@ -582,8 +579,12 @@ class Fuzzer:
         for raw in answers:
             response: Any = kind.FromString(raw)
             self.world.learn(response)
-            if token := getattr(response, "next_page_token", ""):
-                self._pages[method.full_name].append((asked, token))
+            for told, name in (("next_page_token", "page_token"), ("cursor", "resume_cursor")):
+                if token := getattr(response, told, ""):
+                    request: Any = GetMessageClass(method.input_type).FromString(asked.raw)
+                    setattr(request, name, token)
+                    page = replace(asked, raw=request.SerializeToString())
+                    self._pages[method.full_name].append(page)
 
     async def _answers(self, method: MethodDescriptor, asked: Asked) -> list[bytes]:
         """The answer; of a stream, the first ones."""
