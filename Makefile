@@ -15,7 +15,7 @@ run: .venv/run  ## serve on 127.0.0.1:50051, with an embedded PostgreSQL unless 
 test: .venv/dev  ## run the quick tests: real server, real channel, real PostgreSQL
 	@$(BIN)/pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
-test-slow: .venv/dev  ## run the others: faults, the embedded database, the access matrix
+test-slow: .venv/dev  ## run the others: faults, workers, plans, windows, fuzz, the access matrix
 	@$(BIN)/pytest -m slow
 
 check: lint types test test-slow  ## all that CI does

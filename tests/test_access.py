@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +20,7 @@ from service import access
 from service.access import access_of, hash_of
 from service.identity import Scope
 
-from .make import Client, Failure, User, failure, failure_of
+from .make import Client, Failure, User, failure, failure_of, in_spite_of_the_client
 
 Access = access_pb2.Access
 Metadata = Sequence[tuple[str, str | bytes]]
@@ -81,11 +80,9 @@ async def call(
     """Call any method with any bytes: the first response."""
     path = f"/{method.containing_service.full_name}/{method.name}"
     if method.client_streaming and method.server_streaming:
-        # Left to write by itself, gRPC's client calls a stream that ended before INTERNAL.
-        call = channel.stream_stream(path)(metadata=metadata, timeout=20)
-        with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError, grpc.aio.UsageError):
-            await call.write(raw)
-        return await call.read()
+        return await in_spite_of_the_client(
+            lambda: channel.stream_stream(path)(iter([raw]), metadata=metadata, timeout=20).read()
+        )
     if method.server_streaming:
         return await channel.unary_stream(path)(raw, metadata=metadata, timeout=20).read()
     assert not method.client_streaming

@@ -25,6 +25,8 @@ from .make import (
     miscounted,
 )
 
+pytestmark = pytest.mark.slow
+
 EVERY = [number for number in Participant.Status.values() if number]
 REFUSALS = {
     "NOT_FOUND", "PERMISSION_DENIED", "FAILED_PRECONDITION", "OUT_OF_RANGE", "ALREADY_EXISTS",

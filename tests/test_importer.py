@@ -191,6 +191,7 @@ def test_batches_are_cut_by_number_and_by_size() -> None:
     assert [len(chunk) for chunk in chunks(large, 0)] == [1, 1, 1]
 
 
+@pytest.mark.slow
 async def test_real_conversations_survive_import(
     server: Server, parley: Client, shared_data: Path
 ) -> None:

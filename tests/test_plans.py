@@ -45,6 +45,8 @@ from service.store import SESSION
 from .conftest import TABLES
 from .make import Client
 
+pytestmark = pytest.mark.slow
+
 DIALECT: Any = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
 MIB = 1 << 20
 # The session's settings that plans depend on.

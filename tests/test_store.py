@@ -234,6 +234,7 @@ async def test_after_its_connections_were_ended_the_next_call_succeeds(
         pids = [await _backend(one), await _backend(other)]
 
     ended = [await database.fetchval("SELECT pg_terminate_backend($1, 1000)", pid) for pid in pids]
+    await asyncio.sleep(0.2)  # until their ends have come through
 
     async with doors.snapshot() as snapshot:
         assert await _backend(snapshot) not in pids
