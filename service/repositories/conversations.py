@@ -109,9 +109,10 @@ class Conversations(Repository):
 
     async def create(self, *, actor_id: UUID | None, **columns: Any) -> Row:
         """Insert one as version 1, or raise AlreadyExists naming whoever has its slug or id."""
+        now = func.statement_timestamp()
         row = await self._connection.row(
             insert(tables["conversations"])
-            .values(**columns, version=1)
+            .values(**columns, version=1, created_at=now, updated_at=now)
             .on_conflict_do_nothing()
             .returning(*tables["conversations"].columns)
         )
