@@ -172,16 +172,14 @@ async def bench(folder: Path, load: Path, given: argparse.Namespace) -> None:
                         f"p50 {run.millis.get('p50', 0):7.2f} ms {run.errors or ''}"
                     )
         explained = await plans(large)
+        if given.large >= 10_000_000:
+            (ROOT / "docs" / "scale-plans.md").write_text(explained)
         sizes = [dict(row) for row in await large.database.fetch(SIZES)]
         vacuum = await vacuumed(large)
         text = report(runs, small, large, sizes, vacuum, given)
     print(text)
-    print(explained)
-    if given.large >= 10_000_000:
-        (ROOT / "docs" / "scale-plans.md").write_text(explained)
-        if given.rounds >= 5:
-            (ROOT / "docs" / "scale.md").write_text(text)
-        tell("wrote docs")
+    if given.large >= 10_000_000 and given.rounds >= 5:
+        (ROOT / "docs" / "scale.md").write_text(text)
 
 
 @asynccontextmanager
@@ -319,6 +317,7 @@ async def plans(where: Archive) -> str:
                     wanted, after=None, limit=50, byte_limit=1 << 20
                 ),
             )
+    await database.execute("RESET ALL")
     return "\n".join([*lines, ""])
 
 
