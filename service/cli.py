@@ -1,6 +1,7 @@
 """`parley`: serve, migrate, import, watch, token."""
 
 import asyncio
+import os
 import shlex
 import sys
 import time
@@ -135,8 +136,9 @@ async def _work(settings: Settings) -> None:
     """One of several workers: it tells the supervisor how it is, and ends with it."""
 
     def tell(is_serving: bool) -> None:
+        # Unbuffered: a supervisor that was killed reads no more, which is no error of ours.
         with suppress(BrokenPipeError):
-            print(SERVING if is_serving else NOT_SERVING, flush=True)
+            os.write(sys.stdout.fileno(), f"{SERVING if is_serving else NOT_SERVING}\n".encode())
 
     server = Server(settings, settings.database_url, shares_port=True, on_change=tell)
     server.bind()
