@@ -9,6 +9,7 @@ import grpc
 import pytest
 import pytest_asyncio
 import uvloop
+from hypothesis import settings
 
 from service import schema
 from service.embedded import EmbeddedPostgres
@@ -16,6 +17,10 @@ from service.server import Server
 from service.settings import load
 
 from .make import Client
+
+# The same examples each time: a change is what should make a test fail, not chance.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 TABLES = (
     "events, requests, message_revisions, messages, participants, conversations, users, "

@@ -5,7 +5,6 @@
 
 import os
 from collections.abc import Callable
-from random import Random
 from typing import Any
 
 import asyncpg
@@ -19,7 +18,8 @@ from .fuzz import WORDS, Fuzzer
 from .make import Client, Conversation, Message, User, miscounted
 from .test_access import METHODS
 
-SEED = os.environ.get("SEED") or str(Random().getrandbits(32))
+# The same choices each time, unless asked for others: what fails can be repeated.
+SEED = os.environ.get("SEED", "1")
 CALLS = int(os.environ.get("FUZZ_CALLS", "4000"))
 
 
