@@ -157,7 +157,7 @@ class Meter:
             await self._stage.database.copy_from_query(
                 f"SELECT * FROM {table} WHERE {which}", output=files[table]
             )
-        await self._stage.copied.execute(f"TRUNCATE {', '.join(IMPORTED)}")
+        await self._stage.copied.execute(f"TRUNCATE {', '.join(IMPORTED)} CASCADE")
         started = time.perf_counter()
         async with self._stage.copied.transaction():
             for table, file in files.items():

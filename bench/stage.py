@@ -54,7 +54,7 @@ person AS (
 said AS (
   SELECT content, ts_delete(search, '#' || right(conversation_id::text, 12)) AS words,
          row_number() OVER () AS n
-  FROM (SELECT * FROM messages WHERE search IS NOT NULL LIMIT 1000) AS some
+  FROM (SELECT * FROM messages WHERE search IS NOT NULL LIMIT 1000) AS stored
 )
 INSERT INTO messages (conversation_id, sequence, role, content, search)
 SELECT p.conversation_id, s, 'ASSISTANT', t.content,
