@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from service.settings import ConfigurationError
 
-TEXT = [("Content-Type", "text/plain; charset=utf-8")]
+# Always in a list of its own: wsgiref adds the length of an answer to the list it is given.
+TEXT = ("Content-Type", "text/plain; charset=utf-8")
 
 
 class Admin:
@@ -43,12 +44,12 @@ class Admin:
             answer: Iterable[bytes] = self._metrics(environ, start_response)
             return answer
         if path not in ("/healthz", "/readyz"):
-            start_response("404 Not Found", TEXT)
+            start_response("404 Not Found", [TEXT])
             return [b"There is /healthz, /readyz and /metrics.\n"]
         if path == "/readyz" and not self._is_ready():
-            start_response("503 Service Unavailable", TEXT)
+            start_response("503 Service Unavailable", [TEXT])
             return [b"not ready\n"]
-        start_response("200 OK", TEXT)
+        start_response("200 OK", [TEXT])
         return [b"ok\n"]
 
 
