@@ -208,7 +208,7 @@ async def test_a_call_without_a_deadline_gets_the_servers(odd: OddServer) -> Non
     late = await failure(odd.send("sleep 0.5"))
 
     assert (late.code, late.reason) == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED")
-    assert 0.15 < time.monotonic() - started < 2
+    assert 0.15 < time.monotonic() - started < 0.45
     await asyncio.wait_for(odd.servicer.finished.wait(), 1)
 
 
@@ -249,11 +249,11 @@ async def test_a_write_goes_on_when_its_client_has_gone(
         await asyncio.wait([call])
     else:
         assert (await failure(call)).code == "DEADLINE_EXCEEDED"
-    # Answered at once: the server's line comes while the write still waits for the row.
+    assert time.monotonic() - started < 0.3
+    # The server's line comes while the write still waits for the row.
     async with asyncio.timeout(5):
         while not [line for line in lines if line.get("method") == SEND[1:]]:
             await asyncio.sleep(0.01)
-    assert time.monotonic() - started < 2
     await held.rollback()
 
     while not (messages := await parley.all_messages(talk)):

@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -44,6 +45,9 @@ class Crew:
     def workers(self) -> list[psutil.Process]:
         children = psutil.Process(self.service.process.pid).children()
         return [child for child in children if "--worker" in child.cmdline()]
+
+    def lines_of(self, method: str) -> list[dict[str, Any]]:
+        return [call for call in self.service.events("call") if method in str(call["method"])]
 
     async def asked(self, path: str) -> tuple[int, str]:
         def ask() -> tuple[int, str]:
@@ -87,7 +91,10 @@ async def test_all_workers_serve_and_their_numbers_are_shown_together(crew: Crew
         await asyncio.gather(*(client.user() for client in clients))
         await failure(clients[0].user("a b"))
 
-    calls = [line for line in crew.service.events("call") if "CreateUser" in str(line["method"])]
+    # A line is written a moment after its call was answered.
+    async with asyncio.timeout(5):
+        while len(calls := crew.lines_of("CreateUser")) <= CHANNELS:
+            await asyncio.sleep(0.02)
     assert {line["worker"] for line in calls} == {1, 2}
     labels = 'grpc_method="CreateUser",grpc_service="parley.v1.UserService",grpc_type="unary"'
     _, text = await crew.asked("/metrics")

@@ -243,13 +243,11 @@ def test_no_rpc_that_writes_is_forgotten_here() -> None:
         name for name, rpc in SERVED.items() if rpc.access.scope != access_pb2.Access.SCOPE_READ
     }
 
-    assert writing - NONE - set(CASES) == set()
+    assert writing - NONE == set(CASES)
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
 async def test_each_rpc_that_changes_a_conversation_tells_it(world: World, name: str) -> None:
-    if name not in SERVED:
-        pytest.skip("not served yet")
     case = CASES[name]
     await case.before(world)
     before = await world.parley.list_events(everything=True, page_size=1000)
