@@ -43,7 +43,6 @@ class Row:
         bounds = [
             "–" if bound is None else f"{sign} {bound:g}{unit}" for bound in (self.floor, self.goal)
         ]
-        reached = self._holds(self.goal)
         return [
             self.work,
             self.ours,
@@ -51,8 +50,15 @@ class Row:
             f"{self.value:.2f}" if self.is_ratio else "",
             *(f"{micros:.0f}" if micros else "" for micros in self.cpu or (0, 0, 0)),
             *bounds,
-            "SHORT" if self.is_short else "ok, goal" if reached else "ok",
+            self._verdict(),
         ]
+
+    def _verdict(self) -> str:
+        if self.is_short:
+            return "SHORT"
+        if self._holds(self.goal):
+            return "ok, goal"
+        return "short of goal" if self.floor is None else "ok"
 
     def _holds(self, bound: float) -> bool:
         return self.value >= bound if self.more_is_better else self.value <= bound

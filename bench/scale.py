@@ -171,7 +171,7 @@ async def bench(folder: Path, load: Path, given: argparse.Namespace) -> None:
                         f"{number}/{given.rounds} {where.messages:>10,} {name:42} "
                         f"p50 {run.millis.get('p50', 0):7.2f} ms {run.errors or ''}"
                     )
-        explained = await plans(large)
+        explained = await plans(large, given)
         if given.large >= 10_000_000:
             (ROOT / "docs" / "scale-plans.md").write_text(explained)
         sizes = [dict(row) for row in await large.database.fetch(SIZES)]
@@ -241,6 +241,10 @@ async def build(database: asyncpg.Connection, conversations: int) -> None:
     await database.execute("CHECKPOINT")
 
 
+def command(given: argparse.Namespace) -> str:
+    return f"python -m bench.scale --rounds {given.rounds} --seconds {given.seconds:g}"
+
+
 def _words(text: str) -> str:
     """Its words as they are indexed, without the key of a conversation, which comes later."""
     words = search.terms(search.fold(text[: search.MAX_INDEXED_CHARACTERS]))
@@ -275,7 +279,7 @@ class Explaining(Connection):
         return cast(list[Row], await self._database.fetch(sql, *arguments))
 
 
-async def plans(where: Archive) -> str:
+async def plans(where: Archive, given: argparse.Namespace) -> str:
     """The inbox's and the search's plans, with the settings of the service's own sessions."""
     database = where.database
     for name, value in SESSION.items():
@@ -288,7 +292,7 @@ async def plans(where: Archive) -> str:
     lines = [
         "# Plans at scale",
         "",
-        f"Written by `make bench-scale`: how PostgreSQL reads the inbox and searches, with "
+        f"Written by `{command(given)}`: how PostgreSQL reads the inbox and searches, with "
         f"{where.messages:,} messages stored.",
     ]
 
@@ -356,7 +360,7 @@ def report(
     lines = [
         "# Scale",
         "",
-        f"Written by `make bench-scale`: {large.messages:,} messages in "
+        f"Written by `{command(given)}`: {large.messages:,} messages in "
         f"{large.messages // MESSAGES:,} conversations, against {small.messages:,} in "
         f"{small.messages // MESSAGES:,}, on {os.cpu_count()} cores and "
         f"{psutil.virtual_memory().total / 2**30:.0f} GiB. The texts are {corpus.name()}, of which "

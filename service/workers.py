@@ -103,8 +103,8 @@ class Workers:
             failures = 0 if settled else failures + 1
             if code == HOPELESS or failures == MAX_FAILURES:
                 raise ConfigurationError(
-                    f"worker {number} cannot be kept running: it ended {failures} times right "
-                    f"after its start, at last {_how(code)}. The log says why."
+                    f"worker {number} cannot be kept running: it ended {_how(code)}. "
+                    "The log says why."
                 )
             log.warning("worker_ended", worker=number, how=_how(code))
             await asyncio.sleep(PAUSE_SECONDS)
