@@ -10,6 +10,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let contract = std::fs::read(CONTRACT)
         .map_err(|error| format!("{CONTRACT}: {error}; run `make stubs`"))?;
     let protos = FileDescriptorSet::decode(contract.as_slice())?;
-    tonic_prost_build::configure().build_server(false).compile_fds(protos)?;
+    tonic_prost_build::configure()
+        .build_server(false)
+        .compile_fds(protos)?;
     Ok(())
 }

@@ -72,7 +72,9 @@ async fn retried<T>(call: impl AsyncFn() -> Result<Response<T>, Status>) -> Resu
 
 /// Why the server refused a call, to branch on; empty where it did not say.
 fn reason(status: &Status) -> String {
-    status.get_details_error_info().map_or_else(String::new, |info| info.reason)
+    status
+        .get_details_error_info()
+        .map_or_else(String::new, |info| info.reason)
 }
 
 fn fresh_id() -> String {
@@ -95,7 +97,9 @@ impl Story {
     /// Says who calls, and for which user; for none, the caller is the system.
     fn acting_as<T>(&self, actor: &str, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        request.metadata_mut().insert("authorization", self.token.clone());
+        request
+            .metadata_mut()
+            .insert("authorization", self.token.clone());
         if !actor.is_empty() {
             let actor = actor.parse().expect("our names are ASCII");
             request.metadata_mut().insert("x-parley-actor", actor);
@@ -113,14 +117,20 @@ impl Story {
     /// Makes two users, which only the system may, and a conversation of one of them.
     async fn meet(&self) -> Result<(), Status> {
         for username in [&self.ada, &self.ben] {
-            let user = User { username: username.clone(), ..Default::default() };
+            let user = User {
+                username: username.clone(),
+                ..Default::default()
+            };
             let request = CreateUserRequest {
                 user: Some(user),
                 request_id: fresh_id(),
                 ..Default::default()
             };
             retried(async || {
-                self.users.clone().create_user(self.bounded("", request.clone())).await
+                self.users
+                    .clone()
+                    .create_user(self.bounded("", request.clone()))
+                    .await
             })
             .await?;
         }
@@ -132,8 +142,11 @@ impl Story {
     }
 
     async fn create(&self, slug: &str) -> Result<(), Status> {
-        let conversation =
-            Conversation { slug: slug.into(), title: "Lunch".into(), ..Default::default() };
+        let conversation = Conversation {
+            slug: slug.into(),
+            title: "Lunch".into(),
+            ..Default::default()
+        };
         let request = CreateConversationRequest {
             conversation: Some(conversation),
             request_id: fresh_id(),
@@ -141,7 +154,10 @@ impl Story {
         };
         retried(async || {
             let request = self.bounded(&self.ada, request.clone());
-            self.conversations.clone().create_conversation(request).await
+            self.conversations
+                .clone()
+                .create_conversation(request)
+                .await
         })
         .await?;
         Ok(())
@@ -160,7 +176,14 @@ impl Story {
             self.participants.clone().invite_participant(request).await
         })
         .await?;
-        println!("invited: {}", invited.participant.unwrap_or_default().status().as_str_name());
+        println!(
+            "invited: {}",
+            invited
+                .participant
+                .unwrap_or_default()
+                .status()
+                .as_str_name()
+        );
 
         let accept = AcceptInvitationRequest {
             conversation_id: self.slug.clone(),
@@ -172,7 +195,14 @@ impl Story {
             self.participants.clone().accept_invitation(request).await
         })
         .await?;
-        println!("accepted: {}", accepted.participant.unwrap_or_default().status().as_str_name());
+        println!(
+            "accepted: {}",
+            accepted
+                .participant
+                .unwrap_or_default()
+                .status()
+                .as_str_name()
+        );
         Ok(())
     }
 
@@ -186,7 +216,8 @@ impl Story {
 
         self.send(&self.ben, "At one.", &fresh_id()).await?;
         self.send(&self.ada, "Where?", &fresh_id()).await?;
-        self.send(&self.ben, "The usual place.", &fresh_id()).await?;
+        self.send(&self.ben, "The usual place.", &fresh_id())
+            .await?;
         self.send(&self.ada, "See you.", &fresh_id()).await?;
         Ok(())
     }
@@ -200,7 +231,10 @@ impl Story {
             ..Default::default()
         };
         let response = retried(async || {
-            self.messages.clone().send_message(self.bounded(sender, request.clone())).await
+            self.messages
+                .clone()
+                .send_message(self.bounded(sender, request.clone()))
+                .await
         })
         .await?;
         Ok(response.message.unwrap_or_default())
@@ -228,7 +262,10 @@ impl Story {
         };
         loop {
             let page = retried(async || {
-                self.messages.clone().list_messages(self.bounded(&self.ada, request.clone())).await
+                self.messages
+                    .clone()
+                    .list_messages(self.bounded(&self.ada, request.clone()))
+                    .await
             })
             .await?;
             let line = |message: &Message| format!("{} {}", message.sequence, message.content);
@@ -262,7 +299,10 @@ impl Story {
             ..Default::default()
         };
         retried(async || {
-            self.events.clone().watch(self.acting_as(&self.ada, request.clone())).await
+            self.events
+                .clone()
+                .watch(self.acting_as(&self.ada, request.clone()))
+                .await
         })
         .await
     }
@@ -278,7 +318,11 @@ async fn read_until(
         for event in &response.events {
             println!("event: {} {}", event.version, event.r#type().as_str_name());
         }
-        if response.events.iter().any(|event| event.sequence == message.sequence) {
+        if response
+            .events
+            .iter()
+            .any(|event| event.sequence == message.sequence)
+        {
             return Ok(response.cursor);
         }
     }
