@@ -1,4 +1,5 @@
-"""The examples, built and run against one fresh server: each tells the story of examples/README.md.
+"""The examples, built and run against one fresh server: each tells the story of examples/README.md,
+although every call is UNAVAILABLE at first, so that the published retry policy has work to do.
 
     python -m scripts.examples           those whose toolchain is here; says aloud which is not
     PARLEY_EXAMPLES="go rust" …          the same, but fail if one of these cannot run
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from scripts import stubs
 from scripts.protos import PROTOS, ROOT
+from tests.gateway import refusing_once
 from tests.process import Service
 
 EXAMPLES = ROOT / "examples"
@@ -35,11 +37,15 @@ SECONDS = 120  # for a story, on a machine that is busy
 
 
 async def main() -> None:
+    told: dict[str, bool] = {}
     with tempfile.TemporaryDirectory() as folder:
         server = Service(Path(folder))
         await server.start()
         try:
-            told = {language: tell(language, server) for language in TOOLS if present(language)}
+            async with refusing_once(server.address) as address:
+                settings = {"PARLEY_ADDRESS": address, "PARLEY_TOKEN": server.token}
+                for language in filter(present, TOOLS):
+                    told[language] = await asyncio.to_thread(tell, language, settings)
         finally:
             await server.stop()
 
@@ -64,13 +70,13 @@ def required(environment: Mapping[str, str]) -> Sequence[str]:
     return re.findall(r"\w+", environment.get("PARLEY_EXAMPLES", ""))
 
 
-def tell(language: str, server: Service) -> bool:
+def tell(language: str, settings: Mapping[str, str]) -> bool:
     """Build the example and run it; whether it told the story."""
     try:
         started = time.monotonic()
         build(language)
         built = time.monotonic()
-        story = run(language, server)
+        story = run(language, settings)
         ended = time.monotonic()
     except (stubs.Failed, subprocess.SubprocessError) as failed:
         print(f"{language}: FAILED: {failed}\n", flush=True)
@@ -84,13 +90,12 @@ def tell(language: str, server: Service) -> bool:
     return not differences
 
 
-def run(language: str, server: Service) -> str:
+def run(language: str, settings: Mapping[str, str]) -> str:
     """What the example prints."""
-    settings = {"PARLEY_ADDRESS": server.address, "PARLEY_TOKEN": server.token}
     done = subprocess.run(
         RUN[language],
         cwd=EXAMPLES / language,
-        env=os.environ | settings | {"PYTHONPATH": str(PROTOS)},
+        env={**os.environ, **settings, "PYTHONPATH": str(PROTOS)},
         stdout=subprocess.PIPE,
         text=True,
         timeout=SECONDS,
