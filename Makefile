@@ -60,7 +60,7 @@ bench-scale: .venv/dev  ## measure with 10 million messages stored, into docs/sc
 
 clean:  ## forget the virtual environment and what tools left behind
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis stubs
-	cd examples && rm -rf python/.venv go/gen go/story typescript/node_modules typescript/src/gen typescript/dist java/target rust/target
+	cd examples && rm -rf python/.venv go/gen go/story typescript/node_modules typescript/src/gen typescript/dist java/target rust/target rust/Cargo.lock
 
 # One environment; running needs less of it than working does.
 .venv/run: requirements.lock pyproject.toml

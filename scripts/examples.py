@@ -107,8 +107,8 @@ def run(language: str, settings: Mapping[str, str]) -> str:
 
 def build(language: str) -> None:
     if language == "python":
-        if not (EXAMPLES / "python" / ".venv").exists():
-            stubs.run("python", "python3", "-m", "venv", ".venv")
+        if not (EXAMPLES / "python" / ".venv" / "bin" / "pip").exists():
+            stubs.run("python", sys.executable, "-m", "venv", ".venv")
         pip = (".venv/bin/pip", "install", "--quiet", "--disable-pip-version-check")
         stubs.run("python", *pip, "--requirement", "requirements.txt")
     elif language == "go":

@@ -12,7 +12,7 @@ import { type Message, Message_Role, MessageServiceDefinition } from "./gen/parl
 import { ParticipantServiceDefinition } from "./gen/parley/v1/participant.js";
 import { UserServiceDefinition } from "./gen/parley/v1/user.js";
 
-const ADDRESS = process.env.PARLEY_ADDRESS ?? "127.0.0.1:50051";
+const ADDRESS = process.env.PARLEY_ADDRESS!;
 const DEADLINE = 10_000; // milliseconds, of one call with its retries
 
 // Which calls are made again, and when: published with the protos, carried out by gRPC.
