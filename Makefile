@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help matrix run test test-slow check lint format protos types lock bench bench-quick bench-scale clean
+.PHONY: help docs matrix run test test-slow check lint format protos types lock bench bench-quick bench-scale clean
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ format: .venv/dev  ## put code and protos into their form
 
 protos: .venv/dev  ## generate the Python of the protos
 	@$(BIN)/python scripts/protos.py
+
+docs: .venv/dev  ## write the pages that are made: docs/api.md, errors.md, and what grpcurl.md shows
+	@$(BIN)/python -m scripts.docs
+	@$(BIN)/python -m scripts.cookbook
 
 matrix: .venv/dev  ## write who may call what into docs/access.md
 	@$(BIN)/python -m tests.access_matrix
