@@ -24,6 +24,7 @@ FLOORS = [
         "models",
         "paging",
         "schema",
+        "symbols",
     },
     {"masks", "repositories"},
     {"store"},
@@ -55,7 +56,7 @@ KNOWS = {
         "a servicer takes a request and a Call, so that what surrounds a call is written once",
     ),
     "google": (
-        {"access", "fields", "importer", "interceptors", "masks", "paging", "wire"},
+        {"access", "fields", "importer", "interceptors", "masks", "paging", "symbols", "wire"},
         "rules and repositories speak the domain's words; wire is where they meet protobuf",
     ),
     "parley": (
