@@ -20,10 +20,11 @@ test-slow: .venv/dev  ## run the others: faults, workers, plans, windows, fuzz, 
 
 check: lint types test test-slow  ## all that CI does
 
-lint: .venv/dev  ## style of the code and of the protos, and that the generated Python is theirs
+lint: .venv/dev  ## style of code and protos, their generated Python, and that no released client breaks
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/python scripts/protos.py --check
+	@$(BIN)/python scripts/protos.py --released
 
 types: .venv/dev  ## strict type checking of everything written by hand
 	@$(BIN)/mypy

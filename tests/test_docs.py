@@ -101,7 +101,7 @@ def raised() -> Iterator[contract.Cause]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
                 name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-                reason = node.args[0].value
+                reason = str(node.args[0].value)
                 if name == "NotFound":
                     yield "NOT_FOUND", f"{reason.upper()}_NOT_FOUND"
                 elif name == "reject":
