@@ -100,8 +100,12 @@ def files() -> dict[str, File]:
     return {name: _file(name, described[name]) for name in FILES}
 
 
+def services() -> list[Service]:
+    return [service for file in files().values() for service in file.services]
+
+
 def rpcs() -> list[Rpc]:
-    return [rpc for file in files().values() for each in file.services for rpc in each.rpcs]
+    return [rpc for service in services() for rpc in service.rpcs]
 
 
 def common_causes() -> set[Cause]:

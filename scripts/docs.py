@@ -10,7 +10,7 @@ raises what from the "Raises" lists of the protos.
 import re
 import sys
 from collections import defaultdict
-from inspect import getdoc
+from collections.abc import Iterable
 from string import Formatter
 
 from scripts import contract
@@ -77,13 +77,12 @@ def main() -> None:
 def api() -> str:
     """docs/api.md."""
     files = contract.files().values()
-    link = Links(_targets(), contract.STATUSES)
+    link = Links(_targets(api="", errors="errors.md"), contract.STATUSES)
     common, *chapters = [_common(link), *(_chapter(file, link) for file in files if file.services)]
     options = [_type(each, link) for each in contract.files()["access"].types.values()]
     index = [
         wrapped(f"**{link.to(service.name)}**: {_names(service.rpcs, link)}", bullet="- ")
-        for file in files
-        for service in file.services
+        for service in contract.services()
     ]
     parts = [ABOUT_API, *index, "", common, *options, *chapters, link.definitions()]
     return "\n".join(parts) + "\n"
@@ -93,18 +92,17 @@ def _names(rpcs: list[Rpc], link: Links) -> str:
     return ", ".join(link.to(rpc.name) for rpc in rpcs)
 
 
-def _targets() -> dict[str, str]:
-    """What can be linked to, and where it is."""
-    found = {reason: f"errors.md#{anchor(reason)}" for reason in REASONS}
-    found["access.proto"] = "#what-all-rpcs-have-in-common"
+def _targets(*, api: str, errors: str) -> dict[str, str]:
+    """What can be linked to, and where: the pages are named as one of them sees them."""
+    found = {reason: f"{errors}#{anchor(reason)}" for reason in REASONS}
+    found["access.proto"] = f"{api}#what-all-rpcs-have-in-common"
+    headed = [service.name for service in contract.services()]
+    headed += [rpc.name for rpc in contract.rpcs()]
     for file in contract.files().values():
-        for service in file.services:
-            found[service.name] = f"#{anchor(service.name)}"
-            found |= {rpc.name: f"#{anchor(rpc.name)}" for rpc in service.rpcs}
+        headed += file.types
         for name, each in file.types.items():
-            found |= {f"{name}.{field.name}": f"#{anchor(name)}" for field in each.fields}
-    types = {name for file in contract.files().values() for name in file.types}
-    return found | {name: f"#{anchor(name)}" for name in types}
+            found |= {f"{name}.{field.name}": f"{api}#{anchor(name)}" for field in each.fields}
+    return found | {name: f"{api}#{anchor(name)}" for name in headed}
 
 
 def _common(link: Links) -> str:
@@ -178,68 +176,49 @@ def _flat(comment: str) -> str:
 
 def catalogue() -> str:
     """docs/errors.md."""
-    link = Links(
-        {name: f"api.md{target}" for name, target in _targets().items() if target[0] == "#"}
-    )
-    link_reason = Links({reason: f"#{anchor(reason)}" for reason in REASONS})
-    by_status = defaultdict(list)
+    link = Links(_targets(api="api.md", errors=""), contract.STATUSES)
+    of_status = defaultdict(list)
     for name, reason in REASONS.items():
         for status in reason.statuses:
-            by_status[status].append(link_reason.to(name))
-    classes = sorted(errors.ParleyError.__subclasses__(), key=lambda kind: kind.status)
+            of_status[status].append(link.to(name))
     statuses = [
-        wrapped(f"**{kind.status}**: {_flat(getdoc(kind) or '')} "
-                f"{', '.join(by_status[kind.status])}.", bullet="- ")
-        for kind in classes
+        wrapped(f"**{kind.status}**: {_flat(kind.__doc__ or '')} "
+                f"{', '.join(of_status[kind.status])}.", bullet="- ")
+        for kind in sorted(errors.ParleyError.__subclasses__(), key=lambda kind: kind.status)
     ]  # fmt: skip
     reasons = [_reason(name, reason, link) for name, reason in REASONS.items()]
-    parts = [ABOUT_ERRORS, *statuses, "", *reasons, link_reason.definitions(), link.definitions()]
-    return "\n".join(parts) + "\n"
+    return "\n".join([ABOUT_ERRORS, *statuses, "", *reasons, link.definitions()]) + "\n"
 
 
 def _reason(name: str, reason: Reason, link: Links) -> str:
     keys = sorted({key for _, key, _, _ in Formatter().parse(reason.says) if key})
     metadata = f"; in the metadata: {', '.join(f'`{key}`' for key in keys)}" if keys else ""
-    return "\n".join([
+    said = re.sub(r"{(\w+)}", r"*\1*", reason.says)
+    paragraphs = [
         f"## {name}",
-        "",
         wrapped(f"{reason.status}{metadata}."),
-        "",
-        wrapped(re.sub(r"{(\w+)}", r"*\1*", reason.says), bullet="> ").replace("\n  ", "\n> "),
-        "",
-        wrapped(reason.means),
-        "",
-        wrapped(f"**What to do.** {reason.remedy}"),
-        "",
+        wrapped(said, bullet="> ").replace("\n  ", "\n> "),
+        wrapped(link(reason.means)),
+        wrapped(f"**What to do.** {link(reason.remedy)}"),
         wrapped(f"**Raised by** {raised_by(name, link)}."),
-        "",
-    ])  # fmt: skip
+    ]
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def raised_by(name: str, link: Links) -> str:
-    """Which RPCs raise a reason, as the protos say."""
-    services = [
-        each
-        for file in contract.files().values()
-        for each in file.services
-        if name in {reason for _, reason in contract.causes(each.comment)}
-    ]
-    found = _names(
-        [
-            rpc
-            for rpc in contract.rpcs()
-            if name in {reason for _, reason in contract.causes_of(rpc)}
-        ],
-        link,
-    )
-    if name in {reason for _, reason in contract.common_causes()}:
-        anybody = "any RPC"
-    elif "INVALID_ARGUMENT" in REASONS[name].statuses:
-        anybody = "any RPC whose request breaks the rule"
-    else:
-        anybody = ""
-    parts = [anybody, *(f"RPCs of {link.to(each.name)}, as it says" for each in services), found]
-    return "; ".join(filter(None, parts))
+    """Which RPCs raise a reason, as the protos say: all, all of a service, or those listed."""
+
+    def has(causes: Iterable[contract.Cause]) -> bool:
+        return any(reason == name for _, reason in causes)
+
+    listed = _names([rpc for rpc in contract.rpcs() if has(contract.causes_of(rpc))], link)
+    if has(contract.common_causes()):
+        return f"any RPC, among them {listed}" if listed else "any RPC"
+    if "INVALID_ARGUMENT" in REASONS[name].statuses and not re.search("TOKEN|CURSOR", name):
+        return "any RPC whose request breaks the rule"
+    whole = [each.name for each in contract.services() if has(contract.causes(each.comment))]
+    some = " and ".join(f"RPCs of {link.to(service)}" for service in whole)
+    return "; by ".join(filter(None, [some, listed]))
 
 
 if __name__ == "__main__":

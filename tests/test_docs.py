@@ -3,7 +3,6 @@
 import ast
 import re
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -112,9 +111,8 @@ def raised() -> Iterator[contract.Cause]:
 
 def named() -> set[contract.Cause]:
     """Each status and reason that the protos name together."""
-    services = chain.from_iterable(file.services for file in contract.files().values())
     found = contract.common_causes().union(*map(contract.causes_of, contract.rpcs()))
-    return found.union(*(contract.causes(service.comment) for service in services))
+    return found.union(*(contract.causes(service.comment) for service in contract.services()))
 
 
 def test_the_catalogue_has_what_the_code_raises_with_its_status() -> None:
