@@ -61,7 +61,8 @@ REASONS = {
     "INVALID_ENUM_VALUE": Reason(
         "INVALID_ARGUMENT",
         "{field} has no value {value}: use a named value of the enum.",
-        "The enum has no value of this number, or the unspecified one does not do here.",
+        "The enum has no value of this number. The unspecified one, where it does not do, is "
+        "REQUIRED.",
         "Use a named value. A newer client with an older server: update the server first.",
     ),
     "FIELD_TOO_LONG": Reason(

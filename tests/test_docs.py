@@ -208,6 +208,12 @@ def test_what_is_a_link_in_a_made_page_is_defined() -> None:
         assert used == set(definition.findall(text))
 
 
+def test_no_two_headings_of_a_made_page_are_one() -> None:
+    for page in (docs.API, docs.ERRORS):
+        found = [markdown.anchor(each) for each in re.findall(r"(?m)^#+ (.*)$", page.read_text())]
+        assert len(set(found)) == len(found)
+
+
 def test_a_comment_becomes_paragraphs_and_points() -> None:
     comment = "One\nline.\n\nRaises:\n- A: first,\n  and on.\n- B.\nAfter it."
 
