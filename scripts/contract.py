@@ -39,6 +39,8 @@ Cause = tuple[str, str]
 
 @dataclass(frozen=True)
 class Field:
+    """A field of a message."""
+
     name: str
     type: str
     """A scalar's name, or that of a message or enum within its package."""
@@ -128,21 +130,23 @@ def causes(text: str) -> Iterator[Cause]:
     reason after it with the one of the same name, where there is one.
     """
     status, bare = "", False
-    for word in [*re.findall(r"\b[A-Z][A-Z_]+[A-Z]\b", text), "OK"]:
+    for word in re.findall(r"\b[A-Z][A-Z_]+[A-Z]\b", text):
         if word in REASONS and status in REASONS[word].statuses and (bare or word != status):
             yield status, word
             bare = False
-        elif word in STATUSES or word == "OK":
+        elif word in STATUSES:
             if bare and status in REASONS:
                 yield status, status
             status, bare = word, True
+    if bare and status in REASONS:
+        yield status, status
 
 
 def _file(name: str, file: pb.FileDescriptorProto) -> File:
     locations = file.source_code_info.location
     comments = {tuple(each.path): _text(each.leading_comments) for each in locations}
     header = next(each for each in locations if tuple(each.path) == (12,))
-    services = [
+    found = [
         Service(service.name, comments[(6, at)], [
             Rpc(
                 method.name,
@@ -160,7 +164,7 @@ def _file(name: str, file: pb.FileDescriptorProto) -> File:
     types: dict[str, Type] = {}
     for at, message in enumerate(file.message_type):
         _collect(types, message, message.name, comments, (4, at))
-    return File(name, _text(header.leading_detached_comments[0]), services, types)
+    return File(name, _text(header.leading_detached_comments[0]), found, types)
 
 
 def _collect(
