@@ -61,6 +61,7 @@ def test_what_is_never_the_same_twice_is_written_in_one_way() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(not shutil.which("grpcurl", path=PATH), reason="no grpcurl here")
 def test_each_line_prints_what_the_page_shows(tmp_path: Path) -> None:
     page = PAGE.read_text()
@@ -70,6 +71,7 @@ def test_each_line_prints_what_the_page_shows(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_each_call_answers_the_same_without_grpcurl(tmp_path: Path) -> None:
     (definitions,) = DEFINITIONS.findall(PAGE.read_text())
     by_buf = re.sub(r"^call\(\) .*", lambda _: BUF_CALL, definitions)
