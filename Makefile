@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help matrix run test test-slow check lint format protos stubs examples types lock bench bench-quick bench-scale clean
+.PHONY: help docs matrix run test test-slow check lint format protos stubs examples types lock bench bench-quick bench-scale clean
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,10 +20,11 @@ test-slow: .venv/dev  ## run the others: faults, workers, plans, windows, fuzz, 
 
 check: lint types test test-slow examples  ## all that CI does
 
-lint: .venv/dev  ## style of the code and of the protos, and that the generated Python is theirs
+lint: .venv/dev  ## style of code and protos, their generated Python, and that no released client breaks
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/python scripts/protos.py --check
+	@$(BIN)/python scripts/protos.py --released
 
 types: .venv/dev  ## strict type checking of everything written by hand
 	@$(BIN)/mypy
@@ -41,6 +42,10 @@ stubs: .venv/dev  ## generate those for Go, TypeScript, Java and Rust into stubs
 
 examples: .venv/dev  ## build and run the clients in examples/, where their toolchains are (CI needs all five)
 	@$(BIN)/python -m scripts.examples
+
+docs: .venv/dev  ## write the pages that are made: docs/api.md, errors.md, and what grpcurl.md shows
+	@$(BIN)/python -m scripts.docs
+	@$(BIN)/python -m scripts.cookbook
 
 matrix: .venv/dev  ## write who may call what into docs/access.md
 	@$(BIN)/python -m tests.access_matrix
