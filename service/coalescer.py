@@ -3,8 +3,8 @@
 A batch takes only the locks that are free. What it finds taken, by a batch of another process for
 the most part, it tries again with the next ones. A conversation whose lock stays taken gets a lane
 of its own, which waits for it in a transaction that holds nothing else, while the other
-conversations go on. (Without lanes, one conversation held for 2 s took all the others from thousands of messages a
-second to none.)
+conversations go on. (Without lanes, one conversation held for 2 s took all the others from
+thousands of messages a second to none.)
 """
 
 import asyncio
