@@ -5,6 +5,7 @@ not notice.
 """
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -22,12 +24,13 @@ from parley_client import ParleyError, aio
 from service.embedded import EmbeddedPostgres
 
 from .make import USER, Client, Conversation, User
-from .process import Service
+from .process import ROOT, Service
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 RESTARTS = int(os.environ.get("PARLEY_RESTARTS", "20"))
 SEED = int(os.environ.get("SEED", "1"))
+PUBLISHED = json.loads((ROOT / "clients" / "service-config.json").read_text())
 CALLS_A_SECOND = 200
 CONVERSATIONS = 8
 # A replica takes part again when it has answered so many calls.
@@ -118,21 +121,36 @@ class Watcher:
                 self.versions.setdefault(event.conversation_id, []).append(event.version)
 
 
+@pytest.mark.parametrize(
+    ("policy", "restarts"),
+    [
+        pytest.param(PUBLISHED, RESTARTS, id="published"),
+        # As for a client whose gRPC knows no health checks.
+        pytest.param(
+            {name: part for name, part in PUBLISHED.items() if name != "healthCheckConfig"},
+            max(RESTARTS // 4, 1),
+            id="unaware",
+        ),
+    ],
+)
 async def test_rolling_restarts_lose_no_call_and_no_message(
-    replicas: list[Service], parley: Client
+    replicas: list[Service], parley: Client, policy: dict[str, Any], restarts: int
 ) -> None:
     ada = await parley.user()
     talks = [await parley.conversation(ada) for _ in range(CONVERSATIONS)]
     target = "ipv4:" + ",".join(each.address for each in replicas)
 
-    async with aio.connect(target, token=replicas[0].token, plaintext=True) as client:
+    options = {"grpc.service_config": json.dumps(policy)}
+    async with aio.connect(
+        target, token=replicas[0].token, plaintext=True, options=options
+    ) as client:
         load, watcher = Load(client, talks, ada), Watcher(client)
         watching = asyncio.create_task(watcher.run())
         running = asyncio.create_task(load.run())
         try:
             for replica in replicas:
                 await _takes_part(replica)
-            for count in range(RESTARTS):
+            for count in range(restarts):
                 await _restart(replicas[count % 2])
         finally:
             load.stopping = True
@@ -147,7 +165,7 @@ async def test_rolling_restarts_lose_no_call_and_no_message(
         if line["code"] == "UNAVAILABLE" and not str(line["method"]).endswith("Watch")
     )
     print(
-        f"{load.calls.total()} calls {dict(load.calls)}, {RESTARTS} restarts, seed {SEED}: "
+        f"{load.calls.total()} calls {dict(load.calls)}, {restarts} restarts, seed {SEED}: "
         f"{len(load.failures)} failed, {refused.total()} refused and repeated elsewhere, "
         f"the slowest took {load.slowest:.2f} s"
     )
@@ -162,7 +180,7 @@ async def test_rolling_restarts_lose_no_call_and_no_message(
         messages = await parley.all_messages(talk)
         assert [each.sequence for each in messages] == list(range(1, len(messages) + 1))
         assert watcher.versions[talk.id] == list(range(1, len(watcher.versions[talk.id]) + 1))
-    assert load.calls.total() > RESTARTS * CALLS_A_SECOND / 2
+    assert load.calls.total() > restarts * CALLS_A_SECOND / 2
     for replica in replicas:
         assert replica.events("defect") == []
 
