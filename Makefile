@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help matrix run test test-slow check lint format protos types lock bench bench-quick bench-scale clean
+.PHONY: help client matrix run test test-slow check lint format protos types lock bench bench-quick bench-scale clean
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ format: .venv/dev  ## put code and protos into their form
 
 protos: .venv/dev  ## generate the Python of the protos
 	@$(BIN)/python scripts/protos.py
+
+client: .venv/dev  ## build the Python client's packages into clients/python/dist
+	@$(BIN)/uv build --quiet --out-dir clients/python/dist clients/python
+	@ls clients/python/dist/*.whl clients/python/dist/*.tar.gz
 
 matrix: .venv/dev  ## write who may call what into docs/access.md
 	@$(BIN)/python -m tests.access_matrix

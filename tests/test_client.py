@@ -103,7 +103,7 @@ def test_the_policy_it_carries_is_the_published_one() -> None:
     assert method["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE", "CANCELLED"]
 
 
-async def test_a_call_is_made_for_the_actor_and_each_is_another(
+async def test_a_call_is_made_for_its_actor_and_each_is_another(
     client: aio.Client, parley: Client
 ) -> None:
     await client.users.CreateUser(new_user("zoë"))
