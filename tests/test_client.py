@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import tomllib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -101,6 +102,15 @@ def test_the_policy_it_carries_is_the_published_one() -> None:
     (method,) = json.loads(published)["methodConfig"]
     # Never ABORTED, which asks for another decision, nor what may have failed for good.
     assert method["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE", "CANCELLED"]
+
+
+def test_it_has_the_version_of_the_server_whose_stubs_it_carries() -> None:
+    server, client = (
+        tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+        for folder in (ROOT, ROOT / "clients" / "python")
+    )
+
+    assert client["version"] == server["version"]
 
 
 async def test_a_call_is_made_for_its_actor_and_each_is_another(

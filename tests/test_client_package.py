@@ -149,9 +149,8 @@ async def test_installed_into_nothing_it_does_what_its_readme_says(
         "2 Buy biscuits.",
         "3 Buy biscuits.",
         "1 TYPE_CONVERSATION_CREATED",
-        "2 TYPE_MESSAGE_CREATED",
-        "3 TYPE_MESSAGE_CREATED",
-        "4 TYPE_MESSAGE_CREATED",
+        "2 TYPE_PARTICIPANT_CHANGED",
+        *(f"{version} TYPE_MESSAGE_CREATED" for version in (3, 4, 5)),
         "Buy biscuits.",
         "3",
     ]
