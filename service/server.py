@@ -5,7 +5,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -61,6 +61,8 @@ STALLED_SECONDS = 2.0
 # Messages that an older version stored are made searchable, a few at a time.
 INDEX_INTERVAL_SECONDS = 60.0
 INDEX_MESSAGES, INDEX_PAUSE_SECONDS = 100, 0.05
+# After how long a task that has not ended is told so again.
+CANCEL_AGAIN_SECONDS = 0.5
 # For writes that outlived their calls, when the server stops.
 AFTERMATH_SECONDS = 5.0
 # Reflection's two versions differ in their names only; clients ask for either.
@@ -234,9 +236,7 @@ class Server:
             await self._server.stop(None)
         await stopping
         await self.interceptors.drained(AFTERMATH_SECONDS)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         self.hasher.close()
         await self.store.close()
 
@@ -285,6 +285,20 @@ class Server:
             except Exception as error:
                 log.warning("index_failed", error=text_of(error))
             await asyncio.sleep(INDEX_PAUSE_SECONDS if indexed else INDEX_INTERVAL_SECONDS)
+
+
+async def end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel tasks that go on for ever, and wait until they have ended.
+
+    A cancel that meets a query may come out as an error of the database, which such a task lives
+    through: it is told again. (Told once, a server that stopped soon after its start might hang.)
+    """
+    running = set(tasks)
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=CANCEL_AGAIN_SECONDS)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def require_free(host: str, port: str | int) -> None:
