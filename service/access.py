@@ -21,7 +21,7 @@ from service.errors import (
     Unauthenticated,
     Unavailable,
 )
-from service.identity import Actor, Call, Caller, Scope
+from service.identity import Call, Caller, Scope
 from service.lookups import Lookups
 from service.repositories.base import Row
 from service.store import Store
@@ -96,8 +96,18 @@ class Gatekeeper:
         self._callers[sent] = (good_until, caller)
         return caller
 
-    async def admit(self, method: str, access: Access, caller: Caller, metadata: Metadata) -> Call:
-        """The call as far as the caller and its actor decide."""
+    async def admit(
+        self,
+        method: str,
+        access: Access,
+        caller: Caller,
+        metadata: Metadata,
+        *,
+        presume: bool = False,
+    ) -> Call:
+        """The call as far as the caller and its actor decide; with `presume`, the actor may still
+        be one that may not act.
+        """
         if access.scope not in caller.scopes:
             raise PermissionDenied("SCOPE_REQUIRED", scope=access.scope)
         named = _actor_named(metadata)
@@ -111,8 +121,13 @@ class Gatekeeper:
             raise PermissionDenied("ACTOR_NOT_ALLOWED", rule="it is the system's alone")
         if Scope.ACT_AS not in caller.scopes:
             raise PermissionDenied("ACT_AS_DENIED")
-        actor: Actor = await self._lookups.actor(named)
-        return Call(method, caller, actor)
+        actor = await self._lookups.actor(named, presume=presume)
+        return Call(method, caller, actor, presumed=named if presume else "")
+
+    async def require_actor(self, call: Call) -> None:
+        """Raise if the actor was presumed and may not act."""
+        if call.presumed:
+            await self._lookups.actor(call.presumed)
 
     async def _token(self, key_id: str) -> tuple[float, Row | None]:
         """When it was asked for, and the token's row: five seconds old at most, older only while

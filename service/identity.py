@@ -4,11 +4,13 @@ The *caller* is the authenticated service. The *actor* is the end user it acts f
 one is made by the system itself.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any, TypeVar
 from uuid import UUID
 
-from service.domain import UserKind
+Behavior = TypeVar("Behavior", bound=Callable[..., Any])
 
 
 class Scope(StrEnum):
@@ -35,8 +37,6 @@ class Actor:
     """The end user that the caller acts for: exists, is active, is not deleted."""
 
     id: UUID
-    username: str
-    kind: UserKind
 
 
 @dataclass(slots=True)
@@ -46,6 +46,8 @@ class Call:
     method: str
     caller: Caller
     actor: Actor | None
+    # The actor as it was named, where nobody has yet looked whether it may act; see below.
+    presumed: str = ""
     trailers: list[tuple[str, str]] = field(default_factory=list)
     # The client has gone: cancelled, or past its deadline.
     abandoned: bool = False
@@ -60,3 +62,11 @@ class Call:
     def mark_replayed(self) -> None:
         """Tell the client that this answer was first given to an earlier call."""
         self.trailers.append(("x-parley-replayed", "true"))
+
+
+def checks_actor(behavior: Behavior) -> Behavior:
+    """Marks an RPC whose own first statement says whether the actor may act, so that nobody need
+    ask before: it has no success for an actor who may not.
+    """
+    behavior.checks_actor = True  # type: ignore[attr-defined]
+    return behavior

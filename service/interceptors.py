@@ -89,6 +89,8 @@ class Method:
     decode: Callable[[bytes], ProtoMessage]
     # A Behavior; of a stream, an asynchronous generator function.
     behavior: Any
+    # Whether the behavior looks itself whether its actor may act.
+    checks_actor: bool
     # What the log tells of a mutation: the request's own names for what it changes.
     audited: tuple[str, ...]
     metrics: MethodMetrics
@@ -184,6 +186,7 @@ class Interceptors:
             request=descriptor.input_type.name,
             decode=GetMessageClass(descriptor.input_type).FromString,
             behavior=behavior,
+            checks_actor=getattr(behavior, "checks_actor", False),
             audited=_audited(descriptor),
             metrics=MethodMetrics("bidi_stream" if descriptor.client_streaming else kind, name),
         )
@@ -247,7 +250,14 @@ class Interceptors:
         work.call = call
         if work.abandoned:
             raise DeadlineExceeded("DEADLINE_EXCEEDED")
-        response = await _attempt(method.behavior, request, call)
+        try:
+            response = await _attempt(method.behavior, request, call)
+        except (DeadlineExceeded, Unavailable, Unknown):
+            raise
+        except ParleyError:
+            # Who may not act at all is told that, and nothing else.
+            await self._gatekeeper.require_actor(call)
+            raise
         return response.SerializeToString()
 
     async def _admit(
@@ -262,7 +272,9 @@ class Interceptors:
             if value := getattr(request, name):
                 record[name] = str(value)[:MAX_AUDITED]
         self._store.require_reachable()
-        call = await self._gatekeeper.admit(method.name, method.access, caller, metadata)
+        call = await self._gatekeeper.admit(
+            method.name, method.access, caller, metadata, presume=method.checks_actor
+        )
         record["actor"] = call.actor_id and str(call.actor_id)
         return request, call
 

@@ -1,11 +1,13 @@
 """Structured logs: one JSON object a line, or columns for a person at a terminal."""
 
+import asyncio
+import atexit
 import logging
 import sys
 import traceback
 from collections.abc import Iterator, MutableMapping
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 import structlog
@@ -25,7 +27,8 @@ def configure(settings: Settings, *, worker: int | None = None) -> None:
     )
     # A line a call is written: the quick way, in bytes.
     renderer: list[structlog.typing.Processor] = [structlog.processors.JSONRenderer(orjson.dumps)]
-    factory: Any = structlog.BytesLoggerFactory(sys.stderr.buffer)
+    lines = _Lines(sys.stderr.buffer)
+    factory: Any = lambda *_: lines  # noqa: E731 - the other one is a class
     if console:
         factory = structlog.PrintLoggerFactory(sys.stderr)
         plain = structlog.dev.plain_traceback
@@ -94,6 +97,34 @@ def _escape(_: object, __: str, event: MutableMapping[str, Any]) -> Any:
             value = value.translate(CONTROLS)
             event[key] = value if key == "exception" else value.replace("\n", "\\n")
     return event
+
+
+class _Lines:
+    """Writes together what comes in one turn of the event loop: a call leaves a line, and a line
+    alone takes a system call.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._lines: list[bytes] = []
+        atexit.register(self._write)
+
+    def msg(self, line: bytes) -> None:
+        self._lines.append(line)
+        if len(self._lines) > 1:
+            return
+        try:
+            asyncio.get_running_loop().call_soon(self._write)
+        except RuntimeError:  # There is no loop, or not in this thread.
+            self._write()
+
+    debug = info = warning = error = critical = exception = log = msg
+
+    def _write(self) -> None:
+        lines, self._lines = self._lines, []
+        if lines:
+            self._file.write(b"\n".join(lines) + b"\n")
+            self._file.flush()
 
 
 class _Forward(logging.Handler):

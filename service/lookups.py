@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from service.batcher import Batcher
-from service.domain import UserKind
 from service.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -28,13 +27,17 @@ class Lookups:
         self._slugs = Batcher(self._find_slugs, max_items=256)
         self._messages = Batcher(self._find_messages, max_items=64)
 
-    async def actor(self, reference: str) -> Actor:
-        """The user that a caller acts for: exists, is active, is not deleted."""
+    async def actor(self, reference: str, *, presume: bool = False) -> Actor:
+        """The user that a caller acts for: exists, is active, is not deleted. With `presume`,
+        whoever has that id, where it is an id.
+        """
         try:
             with Fields() as fields:
                 named = fields.user("x-parley-actor", reference)
         except InvalidArgument as error:
             raise InvalidArgument("INVALID_ACTOR", field="x-parley-actor") from error
+        if presume and isinstance(named, UUID):
+            return Actor(named)
         row = await self.user(named) if named else None
         if row is None:
             raise FailedPrecondition(
@@ -45,7 +48,7 @@ class Lookups:
             )
         if not row["is_active"] or row["deleted_at"] is not None:
             raise PermissionDenied("ACTOR_NOT_ALLOWED", rule="the user is deactivated or deleted")
-        return Actor(row["id"], row["username"], UserKind(row["kind"]))
+        return Actor(row["id"])
 
     async def user(self, reference: UUID | str) -> Row | None:
         return await self._users.submit(reference)
@@ -100,10 +103,16 @@ class Lookups:
             raise NotFound("conversation", named)
         return id
 
-    async def message(self, view: Row, key: UUID | int) -> Row:
-        """A message that the view's asker may read: NOT_FOUND where missing or hidden."""
-        row = await self._messages.submit((view, key))
+    async def message(self, named: str, reference: UUID | str, key: UUID | int, call: Call) -> Row:
+        """A message that the caller may read: NOT_FOUND where it or its conversation is missing or
+        hidden.
+        """
+        row = await self._messages.submit((reference, call.actor_id, key))
         if row is None:
+            raise NotFound("conversation", named)
+        if row["conversation_deleted_at"] is not None:
+            raise FailedPrecondition("CONVERSATION_DELETED")
+        if row["id"] is None:
             raise NotFound("message", key)
         return row
 
@@ -121,7 +130,7 @@ class Lookups:
 
     async def _find_messages(self, keys: list[messages.Key]) -> list[Row | None]:
         async with self._store.snapshot() as snapshot:
-            return await snapshot.messages.find(keys)
+            return await snapshot.messages.look_for(keys)
 
 
 def require_reader(view: Row) -> None:

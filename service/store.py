@@ -74,6 +74,9 @@ SESSION = {
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "enable_material": "off",
+    # A plan for all calls, made once a connection. Left to choose, PostgreSQL plans a write of few
+    # messages anew each time, as it takes the plan for all calls to be one for many.
+    "plan_cache_mode": "force_generic_plan",
     "timezone": "UTC",
 }
 READ_ONLY_SESSION = {**SESSION, "default_transaction_read_only": "on"}

@@ -9,14 +9,13 @@ from google.protobuf.wrappers_pb2 import StringValue
 
 from parley.v1 import message_pb2 as pb
 from service import paging
-from service.domain import UserKind
 from service.errors import InvalidArgument, Unavailable
 from service.identity import Actor, Call, Caller, Scope
 from service.paging import MAX_RESPONSE_BYTES, FeedCursors, PageTokens
 from service.rules.feed import Place, Subject
 
 USER, TOOL = pb.Message.ROLE_USER, pb.Message.ROLE_TOOL
-ADA = Actor(UUID(int=1), "ada", UserKind.HUMAN)
+ADA = Actor(UUID(int=1))
 TALK = UUID(int=9)
 BINDING = b"12345678"
 
@@ -100,7 +99,7 @@ ASKED = asked()
     [
         paging.binding(call("parley.v1.MessageService/SearchMessages"), ASKED, TALK),
         paging.binding(call(actor=None), ASKED, TALK),
-        paging.binding(call(actor=Actor(UUID(int=2), "ada", UserKind.HUMAN)), ASKED, TALK),
+        paging.binding(call(actor=Actor(UUID(int=2))), ASKED, TALK),
         paging.binding(call(), ASKED, UUID(int=8)),
         paging.binding(call(), ASKED),
         paging.binding(call(), asked(order_by=""), TALK),

@@ -382,7 +382,7 @@ async def test_messages_are_found_by_their_keys(
 ) -> None:
     """By the keys of one call, or of many calls that were gathered."""
     sequences = list(range(1, 20_000, 50))
-    keys = [(view(world), n) for n in sequences]
+    keys = [(world.room, world.ada, n) for n in sequences]
 
     batch = await explain(
         database,
@@ -393,9 +393,10 @@ async def test_messages_are_found_by_their_keys(
     )
     gathered = await explain(database, mode, lambda recorder: Messages(recorder).find(keys))
 
-    for plan in (batch, gathered):
+    # Its message, id and name; of the gathered, its conversation, actor and participant as well.
+    for plan, rows in (batch, 3), (gathered, 5):
         assert not plan.walked, str(plan)
-        assert plan.rows_read <= 3 * len(sequences), str(plan)
+        assert plan.rows_read <= rows * len(sequences), str(plan)
 
 
 @BOTH
@@ -599,7 +600,7 @@ async def test_what_metadata_holds_decides_on_every_call(world: World, server: S
 
     assert prepared["generic_plans"] == 0
     assert prepared["custom_plans"] >= 8
-    assert mode["plan_cache_mode"] == "auto"
+    assert mode["plan_cache_mode"] == "force_generic_plan"
 
 
 @pytest_asyncio.fixture
@@ -625,8 +626,8 @@ async def test_an_inbox_is_planned_once_for_everybody(world: World, fresh: Store
             " WHERE statement LIKE '%k.unread_only%' AND statement NOT LIKE '%pg_prepared%'"
         )
 
-    assert prepared["custom_plans"] <= 5
-    assert prepared["generic_plans"] >= 7
+    assert prepared["custom_plans"] == 0
+    assert prepared["generic_plans"] == 12
 
 
 async def test_what_a_send_loads_is_planned_once_for_all(
@@ -645,8 +646,8 @@ async def test_what_a_send_loads_is_planned_once_for_all(
         database, "force_generic_plan", lambda recorder: recorder.fetch(LOAD, *arguments)
     )
 
-    assert prepared["custom_plans"] <= 5
-    assert prepared["generic_plans"] >= 7
+    assert prepared["custom_plans"] == 0
+    assert prepared["generic_plans"] == 12
     assert not plan.walked, str(plan)
     assert plan.rows_read <= 5, str(plan)
 
@@ -695,5 +696,7 @@ async def test_a_plan_made_while_tables_are_small_bears_large_ones(
         await database.execute("DEALLOCATE statement")
 
     for node in Plan(json.loads(row[0])[0]["Plan"]).nodes():
+        # A key of which a part is looked up, and the rest compared, reads all that share the part.
+        assert not re.search(r"\b[pr]\.\w+ = k\.", node.get("Join Filter", "")), node
         if node["Node Type"] in ("Seq Scan", "Index Scan", "Index Only Scan"):
             assert "Index Cond" in node or node["Relation Name"] == "eras", node

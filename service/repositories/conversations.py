@@ -26,9 +26,9 @@ from service.domain import EventType
 from service.errors import AlreadyExists
 from service.models import Participant
 from service.models.base import HAS_METADATA
-from service.repositories.base import Repository, Row, columns_of, tables
+from service.repositories.base import BY_SLUG, Repository, Row, columns_of, looked_up, tables
 from service.repositories.events import Events, Fact
-from service.repositories.visibility import FIRST, LAST, SEES, SHOWN
+from service.repositories.visibility import FIRST, LAST, MAY_ACT, SEES, SHOWN
 from service.rules.conversations import Pair
 
 conversations = tables["conversations"].alias("c")
@@ -37,17 +37,17 @@ participants = tables["participants"].alias("p")
 CONVERSATION = columns_of("conversations", "c")
 
 # Everything a read needs before it reads: the conversation, what the asker is in it, and its
-# window. No row where the conversation is missing or hidden.
+# window. No row where the conversation is missing or hidden, or the asker may not act.
 VIEWS = f"""
 SELECT k.position, {CONVERSATION}, k.actor_id, p.status, p.role, p.joined_at,
        COALESCE({SEES}, false) AS sees,
        {FIRST} AS first_sequence, {LAST} AS final_sequence, {SHOWN} AS shown_message_id
 FROM unnest($1::uuid[], $2::text[], $3::uuid[])
   WITH ORDINALITY AS k(id, slug, actor_id, position)
-JOIN conversations c
-  ON c.id = COALESCE(k.id, (SELECT s.id FROM conversations s WHERE s.slug = k.slug))
-LEFT JOIN participants p ON p.conversation_id = c.id AND p.user_id = k.actor_id
-WHERE k.actor_id IS NULL OR {SEES}
+{looked_up("conversations", "c", f"c.id = COALESCE(k.id, {BY_SLUG})")}
+{looked_up("participants", "p", "p.conversation_id = c.id AND p.user_id = k.actor_id")}
+LEFT JOIN users a ON a.id = k.actor_id
+WHERE c.id IS NOT NULL AND (k.actor_id IS NULL OR {SEES} AND {MAY_ACT})
 """
 
 RESOLVE = "SELECT slug, id FROM conversations WHERE slug = ANY($1::text[])"

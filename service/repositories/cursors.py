@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 from uuid import UUID
 
-from service.repositories.base import Repository, Row, columns_of
+from service.repositories.base import Repository, Row, columns_of, looked_up
 from service.repositories.visibility import FIRST, LAST, SEES, SHOWN, UNREAD, readable
 from service.rules.cursors import Moved, Outcome, Reading, State, Unmoved, decide
 
@@ -17,30 +17,31 @@ FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::bytea[], $5::uuid[]) WITH OR
   AS k(conversation_id, actor_id, user_id, request_key, message_id, position)
 LEFT JOIN conversations c ON c.id = k.conversation_id
 LEFT JOIN users u ON u.id = k.user_id
-LEFT JOIN participants p ON p.conversation_id = c.id AND p.user_id = k.user_id
-LEFT JOIN requests r ON r.conversation_id = c.id AND r.key = k.request_key
+{looked_up("participants", "p", "p.conversation_id = c.id AND p.user_id = k.user_id")}
+{looked_up("requests", "r", "r.conversation_id = c.id AND r.key = k.request_key")}
 CROSS JOIN LATERAL (SELECT {FIRST} AS first_sequence, {LAST} AS final_sequence,
                            {SHOWN} AS shown_message_id) AS w
 """
 
-# What is read is no change of the participant: its revision stays, and so does its etag. As to ANY,
-# see the messages.
+# What is read is no change of the participant: its revision stays, and so does its etag. As to ANY
+# and the subqueries, see the messages.
 WRITE = """
 WITH move AS MATERIALIZED (
   SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::bigint[], $5::bigint[])
     AS k(conversation_id, user_id, actor_id, sequence, version)
 ),
 moved AS (
-  UPDATE participants p SET last_read_sequence = m.sequence
-  FROM (SELECT conversation_id, user_id, max(sequence) AS sequence
-        FROM move GROUP BY conversation_id, user_id) m
-  WHERE p.conversation_id = m.conversation_id AND p.user_id = m.user_id
-    AND p.conversation_id = ANY($1::uuid[]) AND p.user_id = ANY($2::uuid[])
+  UPDATE participants p
+  SET last_read_sequence = (SELECT max(m.sequence) FROM move m
+                            WHERE m.conversation_id = p.conversation_id AND m.user_id = p.user_id)
+  WHERE p.conversation_id = ANY($1::uuid[]) AND p.user_id = ANY($2::uuid[])
+    AND (SELECT count(*) FROM move m
+         WHERE m.conversation_id = p.conversation_id AND m.user_id = p.user_id) > 0
 ),
 counted AS (
-  UPDATE conversations c SET version = m.version
-  FROM (SELECT conversation_id, max(version) AS version FROM move GROUP BY conversation_id) m
-  WHERE c.id = m.conversation_id AND c.id = ANY($1::uuid[])
+  UPDATE conversations c
+  SET version = (SELECT max(m.version) FROM move m WHERE m.conversation_id = c.id)
+  WHERE c.id = ANY($1::uuid[])
 ),
 told AS (
   INSERT INTO events (conversation_id, version, era, type, actor_id, sequence, user_id)

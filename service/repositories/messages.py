@@ -11,14 +11,16 @@ from sqlalchemy.dialects.postgresql import TSVECTOR
 from service.domain import EventType
 from service.models.base import HAS_METADATA
 from service.repositories.base import (
+    BY_SLUG,
     Mark,
     Repository,
     Row,
     columns_of,
+    looked_up,
     tables,
 )
 from service.repositories.events import Events, Fact
-from service.repositories.visibility import IS_UNREAD, SEES, readable
+from service.repositories.visibility import FIRST, IS_UNREAD, LAST, MAY_ACT, SEES, SHOWN, readable
 from service.rules import search
 from service.rules.edits import editor_of
 from service.rules.messages import Accepted, Append, Numbered, Outcome, Reference, State, decide
@@ -31,10 +33,6 @@ MESSAGE = columns_of("messages", "m")
 
 # Step 2 of the write protocol: all that the decisions need, one row a draft. Each part is a look-up
 # by a unique key.
-#
-# `(SELECT $1)` hides from the planner how many there are. Told that there is one, it finds a plan
-# for this call so much cheaper than the one for all that it makes it anew for each: 1.0 ms instead
-# of 0.4.
 LOAD = f"""
 SELECT k.position, c.id AS conversation_id, c.last_sequence, c.version, c.is_active, c.deleted_at,
        u.id AS user_id, u.kind, u.is_active AND u.deleted_at IS NULL AS usable,
@@ -51,20 +49,23 @@ SELECT k.position, c.id AS conversation_id, c.last_sequence, c.version, c.is_act
        (SELECT ROW(m.id, m.sequence) FROM messages m WHERE m.conversation_id = c.id
         AND m.id = k.parent_id) AS parent_by_id,
        uuidv7() AS new_id
-FROM unnest((SELECT $1::uuid[]), $2::uuid[], $3::bytea[], $4::text[], $5::bigint[], $6::uuid[],
+FROM unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::text[], $5::bigint[], $6::uuid[],
             $7::bigint[], $8::uuid[]) WITH ORDINALITY
   AS k(conversation_id, user_id, request_key, external_id, reply_to_sequence, reply_to_id,
        parent_sequence, parent_id, position)
 LEFT JOIN conversations c ON c.id = k.conversation_id
 LEFT JOIN users u ON u.id = k.user_id
-LEFT JOIN participants p ON p.conversation_id = c.id AND p.user_id = k.user_id
-LEFT JOIN requests r ON r.conversation_id = c.id AND r.key = k.request_key
+{looked_up("participants", "p", "p.conversation_id = c.id AND p.user_id = k.user_id")}
+{looked_up("requests", "r", "r.conversation_id = c.id AND r.key = k.request_key")}
 """
 
 # Step 4: everything in one statement. The clock is read here, under the lock, and never shows less
-# than it did for the conversation's last message. ANY says what the joins say already: so that no
-# plan reads a table, be it as small as it may, to find the few rows that are to change.
-WRITE = """
+# than it did for the conversation's last message.
+#
+# What is updated is found by ANY, and its values by subqueries that the planner cannot turn into a
+# join: joined, tables that were small when it planned were read whole later, and those of 64
+# messages compared with each other.
+WRITE = f"""
 WITH now AS MATERIALIZED (SELECT clock_timestamp() AS at),
 draft AS MATERIALIZED (
   SELECT k.*, greatest(now.at, c.last_message_at) AS created_at
@@ -74,8 +75,8 @@ draft AS MATERIALIZED (
     AS k(conversation_id, id, sequence, version, actor_id, sender_id, role, content, metadata,
          tokens_used, input_tokens, output_tokens, model, reply_to_message_id, parent_message_id,
          sent_at, external_id, search)
-  JOIN conversations c ON c.id = k.conversation_id AND c.id = ANY($1::uuid[])
   CROSS JOIN now
+  {looked_up("conversations", "c", "c.id = k.conversation_id")}
 ),
 stored AS (
   INSERT INTO messages (conversation_id, id, sequence, sender_id, role, content, metadata,
@@ -87,23 +88,32 @@ stored AS (
   FROM draft
   RETURNING conversation_id, sequence, created_at
 ),
+grown AS MATERIALIZED (
+  SELECT conversation_id, max(sequence) AS last_sequence, max(version) AS version,
+         COALESCE(sum(tokens_used), 0) AS tokens_used, max(created_at) AS created_at,
+         max(COALESCE(sent_at, created_at)) AS active_at
+  FROM draft GROUP BY conversation_id
+),
 counted AS (
   UPDATE conversations c
-  SET last_sequence = d.last_sequence, version = d.version,
-      total_tokens_used = c.total_tokens_used + d.tokens_used,
-      last_activity_at = greatest(c.last_activity_at, d.active_at), last_message_at = d.created_at
-  FROM (SELECT conversation_id, max(sequence) AS last_sequence, max(version) AS version,
-               COALESCE(sum(tokens_used), 0) AS tokens_used, max(created_at) AS created_at,
-               max(COALESCE(sent_at, created_at)) AS active_at
-        FROM draft GROUP BY conversation_id) d
-  WHERE c.id = d.conversation_id AND c.id = ANY($1::uuid[])
+  SET (last_sequence, version, total_tokens_used, last_activity_at, last_message_at) =
+    (SELECT g.last_sequence, g.version, c.total_tokens_used + g.tokens_used,
+            greatest(c.last_activity_at, g.active_at), g.created_at
+     FROM grown g WHERE g.conversation_id = c.id)
+  WHERE c.id = ANY($1::uuid[])
+),
+spoke AS MATERIALIZED (
+  SELECT conversation_id, sender_id, max(sequence) AS sequence FROM draft
+  WHERE sender_id IS NOT NULL GROUP BY conversation_id, sender_id
 ),
 read AS (
-  UPDATE participants p SET last_read_sequence = greatest(p.last_read_sequence, d.sequence)
-  FROM (SELECT conversation_id, sender_id, max(sequence) AS sequence FROM draft
-        WHERE sender_id IS NOT NULL GROUP BY conversation_id, sender_id) d
-  WHERE p.conversation_id = d.conversation_id AND p.user_id = d.sender_id
-    AND p.conversation_id = ANY($1::uuid[]) AND p.user_id = ANY($6::uuid[])
+  UPDATE participants p
+  SET last_read_sequence = (SELECT s.sequence FROM spoke s
+                            WHERE s.conversation_id = p.conversation_id AND s.sender_id = p.user_id)
+  WHERE p.conversation_id = ANY($1::uuid[]) AND p.user_id = ANY($6::uuid[])
+    AND p.last_read_sequence < (SELECT s.sequence FROM spoke s
+                                WHERE s.conversation_id = p.conversation_id
+                                  AND s.sender_id = p.user_id)
 ),
 told AS (
   INSERT INTO events (conversation_id, version, era, type, committed_at, actor_id, sequence,
@@ -121,20 +131,23 @@ SELECT conversation_id, sequence, created_at, pg_current_xact_id()::text AS xid,
 FROM stored
 """
 
+# What each asker may read of one message. No row where the conversation is missing or hidden, or
+# the asker may not act; no message where that is missing or hidden.
 FIND = f"""
-SELECT k.position, {MESSAGE}
-FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[], $6::uuid[])
-  WITH ORDINALITY AS k(conversation_id, id, sequence, first_sequence, final_sequence,
-                       shown_message_id, position)
-CROSS JOIN LATERAL (
+SELECT k.position, c.deleted_at AS conversation_deleted_at, {MESSAGE}
+FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::uuid[], $5::bigint[])
+  WITH ORDINALITY AS k(conversation_id, slug, actor_id, id, sequence, position)
+{looked_up("conversations", "c", f"c.id = COALESCE(k.conversation_id, {BY_SLUG})")}
+{looked_up("participants", "p", "p.conversation_id = c.id AND p.user_id = k.actor_id")}
+LEFT JOIN users a ON a.id = k.actor_id
+LEFT JOIN LATERAL (
   SELECT {MESSAGE} FROM messages m
-  WHERE m.conversation_id = k.conversation_id
+  WHERE m.conversation_id = c.id
     AND m.id = COALESCE(k.id, (SELECT s.id FROM messages s
-                               WHERE s.conversation_id = k.conversation_id
-                                 AND s.sequence = k.sequence))
+                               WHERE s.conversation_id = c.id AND s.sequence = k.sequence))
   OFFSET 0
-) AS m
-WHERE {readable("m", "k")}
+) AS m ON m.sequence BETWEEN {FIRST} AND {LAST} OR m.id = {SHOWN}
+WHERE c.id IS NOT NULL AND (k.actor_id IS NULL OR {SEES} AND {MAY_ACT})
 """
 
 # Newest first: what the message says now, then what it said before.
@@ -208,11 +221,9 @@ SELECT * FROM (
 WHERE total - size <= {{byte_limit}} ORDER BY sequence {{order}}
 """
 
-# How the system sees a conversation, or somebody what is its own: whole.
-WHOLE = {"first_sequence": 1, "final_sequence": 2**63 - 1, "shown_message_id": None}
-
-# One message to find: what its asker may see of the conversation, and its id or sequence.
-Key = tuple[Row, Reference]
+# One message to find: its conversation's id or slug, its id or sequence, and in between who asks
+# (None: the system).
+Key = tuple[UUID | str, UUID | None, Reference]
 
 # When each accepted message was made, by (conversation, sequence).
 Times = dict[tuple[UUID, int], datetime]
@@ -317,15 +328,20 @@ class Messages(Repository):
 
     async def find(self, keys: Sequence[Key]) -> list[Row | None]:
         """The message behind each key that its asker may read, in the same order."""
+        return [row if row and row["id"] else None for row in await self.look_for(keys)]
+
+    async def look_for(self, keys: Sequence[Key]) -> list[Row | None]:
+        """The same, with `conversation_deleted_at`; all else is None where there is no message, and
+        the row is None where there is no conversation.
+        """
         found: list[Row | None] = [None] * len(keys)
         rows = await self._connection.fetch(
             FIND,
-            [view["id"] for view, _ in keys],
-            [_id(reference) for _, reference in keys],
-            [_sequence(reference) for _, reference in keys],
-            [view["first_sequence"] for view, _ in keys],
-            [view["final_sequence"] for view, _ in keys],
-            [view["shown_message_id"] for view, _ in keys],
+            [named if isinstance(named, UUID) else None for named, _, _ in keys],
+            [named if isinstance(named, str) else None for named, _, _ in keys],
+            [actor_id for _, actor_id, _ in keys],
+            [_id(key) for _, _, key in keys],
+            [_sequence(key) for _, _, key in keys],
         )
         for row in rows:
             found[row["position"] - 1] = row

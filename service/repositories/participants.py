@@ -7,7 +7,7 @@ from sqlalchemy import Select, select, tuple_
 from sqlalchemy.sql import ColumnElement
 
 from service.domain import EventType
-from service.repositories.base import Repository, Row, columns_of, tables
+from service.repositories.base import Repository, Row, columns_of, looked_up, tables
 from service.repositories.events import Events, Fact
 from service.repositories.visibility import SEES
 from service.rules.participants import Change
@@ -25,7 +25,7 @@ SELECT u.id AS user_id, u.username, u.kind, u.is_active AND u.deleted_at IS NULL
        {OWN}, COALESCE({SEES}, false) AS sees
 FROM unnest($2::uuid[]) AS k(user_id)
 JOIN users u ON u.id = k.user_id AND u.id = ANY($2::uuid[])
-LEFT JOIN participants p ON p.conversation_id = $1 AND p.user_id = k.user_id
+{looked_up("participants", "p", "p.conversation_id = $1 AND p.user_id = k.user_id")}
 FOR KEY SHARE OF u
 """
 

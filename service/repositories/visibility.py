@@ -10,6 +10,9 @@ points at.
 # Whether the actor's row shows it the conversation at all.
 SEES = "(p.status IN ('INVITED', 'JOINED') OR p.joined_at IS NOT NULL)"
 
+# Whether the actor (`a`) may act at all.
+MAY_ACT = "(a.is_active AND a.deleted_at IS NULL)"
+
 # The last message that the actor's row lets it read, if there is one.
 END = "least(p.visible_to_sequence, c.last_sequence)"
 # The window, as concrete numbers of the same moment as the row: a message that came after cannot

@@ -23,7 +23,14 @@ from service.errors import (
 )
 from service.identity import Actor
 from service.rules.requests import RequestId, require_same
-from service.rules.rights import Person, Right, require_right, require_usable, require_writable
+from service.rules.rights import (
+    Person,
+    Right,
+    require_may_act,
+    require_right,
+    require_usable,
+    require_writable,
+)
 
 # How a request points at an earlier message: by id or by sequence.
 Reference = UUID | int
@@ -124,6 +131,8 @@ def decide(
 
 
 def _decide(item: Append, state: State, new_ids: Iterator[UUID]) -> Accepted | Replayed:
+    if item.actor:
+        require_may_act(state.people.get(item.actor.id))
     if item.request and (recorded := state.requests.get(item.request.key)):
         require_same(item.request, recorded)
         return Replayed(recorded["sequence"], recorded["message_count"])
@@ -153,7 +162,7 @@ def _require_sender(draft: Draft, actor: Actor | None, state: State) -> None:
                 "PERMISSION_DENIED", rule=f"{name} may name nobody but the actor itself"
             )
         if draft.role is MessageRole.SYSTEM or (
-            draft.role is not MessageRole.USER and actor.kind is not UserKind.AGENT
+            draft.role is not MessageRole.USER and state.people[actor.id]["kind"] != UserKind.AGENT
         ):
             raise PermissionDenied(
                 "ROLE_NOT_ALLOWED",

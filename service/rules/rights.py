@@ -55,6 +55,12 @@ MAY_GRANT: dict[Role, frozenset[Role]] = {
 }
 
 
+def require_may_act(person: Person | None) -> None:
+    """Raise for an actor that is not there, is deactivated or is deleted."""
+    if person is None or not person["usable"]:
+        raise PermissionDenied("ACTOR_NOT_ALLOWED", rule="the user is deactivated or deleted")
+
+
 def require_right(right: Right, person: Person | None, *, conversation: str) -> Person:
     """The joined participant who has the right; NOT_FOUND or PERMISSION_DENIED for anybody else."""
     if person is None or not person["sees"]:

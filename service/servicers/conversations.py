@@ -18,13 +18,12 @@ from service.errors import (
     PermissionDenied,
 )
 from service.fields import Fields
-from service.identity import Call
+from service.identity import Call, checks_actor
 from service.lookups import Lookups
 from service.paging import PageTokens
 from service.repositories.base import Row
 from service.repositories.conversations import Purged
 from service.repositories.inbox import Place
-from service.repositories.messages import WHOLE
 from service.rules import conversations, deletion
 from service.rules.conversations import Pair
 from service.rules.etags import current_etag, require_etag
@@ -118,7 +117,7 @@ class ConversationServicer(conversation_pb2_grpc.ConversationServiceServicer):
                 await transaction.requests.record(request_id, subject_id=conversation_id)
             (view,) = await transaction.conversations.views([(conversation_id, call.actor_id)])
             # An actor's first message is its own, and stays whole for it wherever it is now.
-            first = ({**WHOLE, "id": conversation_id}, 1)
+            first = (conversation_id, None, 1)
             (message,) = await transaction.messages.find([first]) if new.message else [None]
         if view is None:
             raise NotFound("conversation", conversation_id)
@@ -128,6 +127,7 @@ class ConversationServicer(conversation_pb2_grpc.ConversationServiceServicer):
             response.initial_message.CopyFrom(wire.message(message))
         return _unmade(response, request) if request.validate_only else response
 
+    @checks_actor
     async def GetConversation(
         self, request: pb.GetConversationRequest, call: Call
     ) -> pb.GetConversationResponse:

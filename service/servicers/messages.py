@@ -12,11 +12,10 @@ from service.coalescer import lock_of
 from service.domain import MessageRole, MessageStatus
 from service.errors import NotFound
 from service.fields import Fields
-from service.identity import Call
+from service.identity import Call, checks_actor
 from service.lookups import Lookups, require_reader
 from service.paging import PageTokens, Position
 from service.repositories.base import Row
-from service.repositories.messages import WHOLE
 from service.repositories.search import Place, Wanted
 from service.rules import deletion, edits
 from service.rules.messages import Append, Draft, Replayed
@@ -97,6 +96,7 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
         self._sender = sender
         self._page_tokens = page_tokens
 
+    @checks_actor
     async def SendMessage(
         self, request: pb.SendMessageRequest, call: Call
     ) -> pb.SendMessageResponse:
@@ -119,6 +119,7 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
 
         return pb.SendMessageResponse(message=message)
 
+    @checks_actor
     async def BatchSendMessages(
         self, request: pb.BatchSendMessagesRequest, call: Call
     ) -> pb.BatchSendMessagesResponse:
@@ -150,16 +151,17 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
 
         return pb.BatchSendMessagesResponse(sent_messages=map(wire.sent_message, messages))
 
+    @checks_actor
     async def GetMessage(self, request: pb.GetMessageRequest, call: Call) -> pb.GetMessageResponse:
         with Fields() as fields:
             reference = fields.conversation("conversation_id", request.conversation_id)
             key = fields.message_key(request)
 
-        view = await self._lookups.live_view(request.conversation_id, reference, call)
-        row = await self._lookups.message(view, key)
+        row = await self._lookups.message(request.conversation_id, reference, key, call)
 
         return pb.GetMessageResponse(message=wire.message(row))
 
+    @checks_actor
     async def BatchGetMessages(
         self, request: pb.BatchGetMessagesRequest, call: Call
     ) -> pb.BatchGetMessagesResponse:
@@ -194,6 +196,7 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
             truncated=len(messages) < len(found.ids),
         )
 
+    @checks_actor
     async def ListMessages(
         self, request: pb.ListMessagesRequest, call: Call
     ) -> pb.ListMessagesResponse:
@@ -217,7 +220,7 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
                 raise user_not_found("sender_id", request.sender_id)
             filters["sender_id"] = user["id"]
         if window and position is None:
-            page = await self._around(view, window, filters)
+            page = await self._around(view, window, filters, call)
         else:
             start, backwards = _place(position)
             down = (order == NEWEST_FIRST) != backwards
@@ -257,9 +260,9 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
             return Page(messages[::-1], below=far, above=near)
         return Page(messages, below=near, above=far)
 
-    async def _around(self, view: Row, window: Window, filters: Filters) -> Page:
+    async def _around(self, view: Row, window: Window, filters: Filters, call: Call) -> Page:
         """The messages around one of them, which is among them if it passes the filters."""
-        anchor = await self._anchor(view, window.key)
+        anchor = await self._anchor(view, window.key, call)
         if anchor is None:
             return Page([])
         half = paging.MAX_RESPONSE_BYTES // 2
@@ -293,10 +296,11 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
             anchor=anchor,
         )
 
-    async def _anchor(self, view: Row, key: UUID | int | None) -> int | None:
+    async def _anchor(self, view: Row, key: UUID | int | None, call: Call) -> int | None:
         """The sequence of the message to list around; None where there is none at all."""
         if key is not None:
-            return int((await self._lookups.message(view, key))["sequence"])
+            message = await self._lookups.message(str(view["id"]), view["id"], key, call)
+            return int(message["sequence"])
         async with self._store.snapshot() as snapshot:
             unread = await snapshot.messages.first_unread(view)
         newest: int = view["final_sequence"]
@@ -384,6 +388,7 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
             message=wire.unmade(message) if request.validate_only else message
         )
 
+    @checks_actor
     async def ListMessageRevisions(
         self, request: pb.ListMessageRevisionsRequest, call: Call
     ) -> pb.ListMessageRevisionsResponse:
@@ -392,10 +397,9 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
             key = fields.message_key(request)
             limit = fields.page_size(request.page_size)
 
-        view = await self._lookups.live_view(request.conversation_id, reference, call)
-        binding = paging.binding(call, request, view["id"])
+        message = await self._lookups.message(request.conversation_id, reference, key, call)
+        binding = paging.binding(call, request, message["conversation_id"])
         position = self._page_tokens.open(request.page_token, binding)
-        message = await self._lookups.message(view, key)
         async with self._store.snapshot() as snapshot:
             rows, more = await snapshot.messages.revisions(
                 message,
@@ -470,14 +474,14 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
             (view,) = await transaction.conversations.views([(id, call.actor_id)])
             if view is None:
                 raise NotFound("conversation", asked.conversation)
-            (row,) = await transaction.messages.find([(view, asked.key)])
+            (row,) = await transaction.messages.find([(id, call.actor_id, asked.key)])
             message_id = await do(transaction, view, row)
             await transaction.requests.record(
                 asked.request, conversation_id=id, subject_id=message_id
             )
             if message_id is None:
                 return None
-            (row,) = await transaction.messages.find([(view, message_id)])
+            (row,) = await transaction.messages.find([(id, call.actor_id, message_id)])
         return row
 
     async def _with_senders(self, drafts: list[Named]) -> tuple[Draft, ...]:
@@ -499,11 +503,9 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
             return [wire.appended(message, created_at) for message, created_at in appended]
         call.mark_replayed()
         # What somebody sent is its own, and stays whole for it wherever it is now.
-        view = {**WHOLE, "id": item.conversation_id}
+        keys = [(item.conversation_id, None, appended.sequence + n) for n in range(appended.count)]
         async with self._store.snapshot() as snapshot:
-            rows = await snapshot.messages.find(
-                [(view, appended.sequence + n) for n in range(appended.count)]
-            )
+            rows = await snapshot.messages.find(keys)
         return [wire.message(row) for row in rows if row is not None]
 
 
@@ -597,12 +599,12 @@ async def _replay(transaction: Transaction, asked: Asked, call: Call, done: Row)
     if done["subject_id"] is None:
         return None
     id = done["conversation_id"]
-    (row,) = await transaction.messages.find([({**WHOLE, "id": id}, done["subject_id"])])
+    (row,) = await transaction.messages.find([(id, None, done["subject_id"])])
     if row and call.actor and row["sender_id"] != call.actor.id:
-        (view,) = await transaction.conversations.views([(id, call.actor.id)])
-        if view is None:
+        (row,) = await transaction.messages.look_for([(id, call.actor.id, done["subject_id"])])
+        if row is None:
             raise NotFound("conversation", asked.conversation)
-        (row,) = await transaction.messages.find([(view, done["subject_id"])])
+        row = row if row["id"] else None
     if row is None:
         raise NotFound("message", asked.key)
     return row

@@ -10,12 +10,11 @@ from service.coalescer import lock_of
 from service.domain import ParticipantRole, ParticipantStatus
 from service.errors import FailedPrecondition, NotFound, PermissionDenied
 from service.fields import Fields
-from service.identity import Call
+from service.identity import Call, checks_actor
 from service.lookups import Lookups
 from service.paging import PageTokens
 from service.reading import Reader
 from service.repositories.base import Row
-from service.repositories.messages import WHOLE
 from service.rules.cursors import Reading
 from service.rules.etags import etag_of, require_etag
 from service.rules.participants import (
@@ -270,6 +269,7 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
 
         return pb.LeaveConversationResponse(participant=wire.participant(row))
 
+    @checks_actor
     async def GetParticipant(
         self, request: pb.GetParticipantRequest, call: Call
     ) -> pb.GetParticipantResponse:
@@ -288,6 +288,7 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
             raise NotFound("participant", request.user_id or call.actor_id)
         return pb.GetParticipantResponse(participant=wire.participant(row))
 
+    @checks_actor
     async def ListParticipants(
         self, request: pb.ListParticipantsRequest, call: Call
     ) -> pb.ListParticipantsResponse:
@@ -582,12 +583,8 @@ async def _initial_message(
     """The id of the message that comes with an invitation: one that the inviter may read."""
     if key is None:
         return None
-    view: Row | None = {**WHOLE, "id": scene.conversation["id"]}
-    if scene.call.actor:
-        (view,) = await transaction.conversations.views(
-            [(scene.conversation["id"], scene.call.actor.id)]
-        )
-    (row,) = await transaction.messages.find([(view, key)]) if view else [None]
+    wanted = (scene.conversation["id"], scene.call.actor_id, key)
+    (row,) = await transaction.messages.find([wanted])
     if row is None:
         part = "sequence" if isinstance(key, int) else "id"
         raise FailedPrecondition("INITIAL_MESSAGE_NOT_FOUND", field=f"initial_message_{part}")

@@ -32,7 +32,14 @@ ADA, BOB, OLIVIA, IVAN, EVE = (UUID(int=n) for n in range(11, 16))
 
 
 def person(role: str, status: str = "JOINED", **values: Any) -> dict[str, Any]:
-    standing = {"status": status, "role": role, "first_sequence": 1, "sees": True, "usable": True}
+    standing = {
+        "kind": UserKind.HUMAN,
+        "usable": True,
+        "status": status,
+        "role": role,
+        "first_sequence": 1,
+        "sees": True,
+    }
     return standing | values
 
 
@@ -58,10 +65,6 @@ def state(last_sequence: int = 5, **conversation: Any) -> State:
     )
 
 
-def actor(id: UUID, kind: UserKind = UserKind.HUMAN) -> Actor:
-    return Actor(id, "someone", kind)
-
-
 def draft(content: str = "hello", **values: Any) -> Draft:
     return Draft(role=MessageRole.USER, content=content, **values)
 
@@ -70,7 +73,7 @@ def append(*drafts: Draft, by: UUID | None = ADA, **values: Any) -> Append:
     return Append(
         conversation="talk",
         **{"conversation_id": TALK, **values},
-        actor=actor(by) if by else None,
+        actor=Actor(by) if by else None,
         drafts=tuple(replace(each, sender_id=each.sender_id or by) for each in drafts or [draft()]),
     )
 
@@ -84,7 +87,9 @@ def new_ids() -> Iterator[UUID]:
 
 
 def decided(items: Sequence[Append], before: State) -> list[Outcome]:
-    return decide(list(items), {TALK: before, MISSING: State(None, 0, 0)}, new_ids())
+    return decide(
+        list(items), {TALK: before, MISSING: State(None, 0, 0, people=before.people)}, new_ids()
+    )
 
 
 def reasons(outcomes: Sequence[Outcome]) -> list[str]:
@@ -309,3 +314,14 @@ def test_together_or_one_by_one_makes_no_difference(items: list[Append], before:
     together = reasons(decided(items, before))
 
     assert [reasons(decided([item], one_by_one))[0] for item in items] == together
+
+
+def test_an_actor_who_may_not_act_is_refused_whatever_it_asks_again() -> None:
+    before = state()
+    before.people[ADA] = person("OWNER", usable=False)
+    before.requests[bytes([1])] = {"payload_hash": bytes([0]), "sequence": 2, "message_count": 1}
+    del before.people[BOB]
+
+    outcomes = decided([append(), append(request=request(1)), append(by=BOB)], before)
+
+    assert reasons(outcomes) == ["ACTOR_NOT_ALLOWED"] * 3
