@@ -201,25 +201,30 @@ async def test_pages_lead_through_a_list(client: aio.Client, parley: Client) -> 
     assert request == listing(talk)
 
 
+@pytest.mark.parametrize("count", [1, 10], ids=["small", "2.5 MB"])
 async def test_a_send_whose_answer_is_lost_is_repeated_and_stored_once(
-    wire: Wire, parley: Client
+    wire: Wire, parley: Client, count: int
 ) -> None:
     ada = await parley.user()
     talk = await parley.conversation(ada)
+    size = 250_000 if count > 1 else 2
+    new = message_pb2.NewMessage(sender_id=ada.id, role=USER, content="x" * size)
     async with aio.connect(wire.address, token=parley.token, plaintext=True) as client:
         await client.users.GetUser(user_pb2.GetUserRequest(user_id=ada.id))
         wire.swallows_answers = True
 
-        sending = client.messages.SendMessage(send(talk, sender_id=ada.id))
+        sending = client.messages.BatchSendMessages(
+            message_pb2.BatchSendMessagesRequest(conversation_id=talk.id, messages=[new] * count)
+        )
         answer = asyncio.ensure_future(sending)
         async with asyncio.timeout(10):
             while not await parley.all_messages(talk):
                 await asyncio.sleep(0.01)
         wire.cut()
 
-        assert (await answer).message.sequence == 1
+        assert len((await answer).sent_messages) == count
         assert ("x-parley-replayed", "true") in tuple(await sending.trailing_metadata())
-    assert len(await parley.all_messages(talk)) == 1
+    assert len(await parley.all_messages(talk)) == count
 
 
 async def test_a_watch_goes_on_where_it_was_cut(wire: Wire, parley: Client) -> None:

@@ -26,6 +26,8 @@ FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 0.1, 5.0
 CHANNEL: Options = {
     # The policy that all clients of Parley share: clients/service-config.json.
     "grpc.service_config": files(__package__).joinpath("service-config.json").read_text(),
+    # What is larger is not repeated: gRPC would keep 256 KiB, and a request may have 4 MiB.
+    "grpc.per_rpc_retry_buffer_size": 5 << 20,
     # A connection that died without a word is noticed within 40 seconds, a silent watch's too.
     "grpc.keepalive_time_ms": 30_000,
     "grpc.keepalive_timeout_ms": 10_000,
