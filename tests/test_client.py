@@ -327,8 +327,10 @@ async def test_the_synchronous_client_does_the_same(
         assert ("x-parley-replayed", "true") in call.trailing_metadata()
         assert sent == [1, 2, 3, 4, 5]
 
-        pages = parley_client.pages(mine.messages.ListMessages, listing(talk))
+        request = listing(talk)
+        pages = parley_client.pages(mine.messages.ListMessages, request)
         assert [len(page.messages) for page in pages] == [2, 2, 2]
+        assert request == listing(talk)
 
         with pytest.raises(errors.AlreadyExists) as taken:
             threaded.users.CreateUser(new_user("ada"))
