@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help client matrix run test test-slow check lint format protos types lock bench bench-quick bench-scale clean
+.PHONY: help client docs matrix run test test-slow check lint format protos stubs examples types lock bench bench-quick bench-scale clean
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,12 +18,13 @@ test: .venv/dev  ## run the quick tests: real server, real channel, real Postgre
 test-slow: .venv/dev  ## run the others: faults, workers, plans, windows, fuzz, the access matrix
 	@$(BIN)/pytest -m slow
 
-check: lint types test test-slow  ## all that CI does
+check: lint types test test-slow examples  ## all that CI does
 
-lint: .venv/dev  ## style of the code and of the protos, and that the generated Python is theirs
+lint: .venv/dev  ## style of code and protos, their generated Python, and that no released client breaks
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/python scripts/protos.py --check
+	@$(BIN)/python scripts/protos.py --released
 
 types: .venv/dev  ## strict type checking of everything written by hand
 	@$(BIN)/mypy
@@ -35,6 +36,16 @@ format: .venv/dev  ## put code and protos into their form
 
 protos: .venv/dev  ## generate the Python of the protos
 	@$(BIN)/python scripts/protos.py
+
+stubs: .venv/dev  ## generate those for Go, TypeScript, Java and Rust into stubs/, where their toolchains are
+	@$(BIN)/python -m scripts.stubs
+
+examples: .venv/dev  ## build and run the clients in examples/, where their toolchains are (CI needs all five)
+	@$(BIN)/python -m scripts.examples
+
+docs: .venv/dev  ## write the pages that are made: docs/api.md, errors.md, and what grpcurl.md shows
+	@$(BIN)/python -m scripts.docs
+	@$(BIN)/python -m scripts.cookbook
 
 client: .venv/dev  ## build the Python client's packages into clients/python/dist
 	@$(BIN)/uv build --quiet --out-dir clients/python/dist clients/python
@@ -57,7 +68,8 @@ bench-scale: .venv/dev  ## measure with 10 million messages stored, into docs/sc
 	@$(BIN)/python -m bench.scale
 
 clean:  ## forget the virtual environment and what tools left behind
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis stubs
+	cd examples && rm -rf python/.venv go/gen go/story typescript/node_modules typescript/src/gen typescript/dist java/target rust/target rust/Cargo.lock
 
 # One environment; running needs less of it than working does.
 .venv/run: requirements.lock pyproject.toml

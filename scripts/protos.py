@@ -3,6 +3,7 @@
     python scripts/protos.py                 write the Python beside each .proto
     python scripts/protos.py --check         lint and format; fail if the committed Python differs
     python scripts/protos.py --against REF   fail if the clients of a commit would break
+    python scripts/protos.py --released      the same, of the last release: the last tag vX.Y.Z
 
 Nothing is fetched: the Google protos come from the installed googleapis-common-protos, and buf,
 which knows no include path, is given the image that protoc built.
@@ -10,6 +11,7 @@ which knows no include path, is given the image that protoc built.
 
 import argparse
 import io
+import os
 import re
 import subprocess
 import sys
@@ -32,6 +34,7 @@ def main() -> None:
     one = arguments.add_mutually_exclusive_group()
     one.add_argument("--check", action="store_true")
     one.add_argument("--against", metavar="REF")
+    one.add_argument("--released", action="store_true")
     options = arguments.parse_args()
 
     if options.check:
@@ -39,6 +42,8 @@ def main() -> None:
         require_generated()
     elif options.against:
         require_compatible(options.against)
+    elif options.released:
+        require_compatible_with_release()
     else:
         for old in generated(PROTOS).values():
             old.unlink()
@@ -83,6 +88,35 @@ def require_generated() -> None:
     stale = sorted(name for name in fresh | committed if fresh.get(name) != committed.get(name))
     if stale:
         sys.exit("Not what the protos give: run `make protos`.\n  " + "\n  ".join(stale))
+
+
+def require_compatible_with_release() -> None:
+    """Fail if the last release's clients would break, or if it exists and is not at hand."""
+    release = last_release("tag", "--list", "--merged", "HEAD")
+    if release:
+        require_compatible(release)
+        print(f"The clients of {release} would go on working.")
+    elif elsewhere := last_release("ls-remote", "--tags", "--refs", "origin"):
+        sys.exit(
+            f"This clone has no {elsewhere}: git fetch --tags, and --unshallow if it is shallow."
+        )
+    else:
+        print("No release is known here (a tag vX.Y.Z): nothing to hold the protos against.")
+
+
+def last_release(*listing: str) -> str:
+    """The highest version among the tags that git lists; empty where there is none to see."""
+    listed = subprocess.run(
+        ["git", *listing],
+        cwd=ROOT,
+        env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=False,
+    )
+    tags = re.findall(r"(?m)\bv\d+\.\d+\.\d+$", listed.stdout)
+    return max(tags, key=lambda tag: [int(part) for part in tag[1:].split(".")], default="")
 
 
 def require_compatible(ref: str) -> None:

@@ -9,6 +9,7 @@ second to none.)
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from itertools import compress
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
@@ -89,13 +90,12 @@ class Coalescer(Generic[Item, Outcome]):
                 lane.emptied.set()
 
     async def _apply_free(self, items: list[Item]) -> list[Outcome | Busy | ParleyError]:
-        async with self._store.transaction() as transaction:
-            free = await transaction.try_locks({lock_of(item.conversation_id) for item in items})
-            ready = [item for item in items if lock_of(item.conversation_id) in free]
+        locks = [lock_of(item.conversation_id) for item in items]
+        async with self._store.transaction(try_locks=set(locks)) as transaction:
+            is_free = [lock in transaction.held for lock in locks]
+            ready = list(compress(items, is_free))
             outcomes = iter(await self._apply(transaction, ready) if ready else ())
-        return [
-            next(outcomes) if lock_of(item.conversation_id) in free else Busy() for item in items
-        ]
+        return [next(outcomes) if free else Busy() for free in is_free]
 
     async def _apply_waiting(
         self, lane: "Lane[Item, Outcome]", items: list[Item]

@@ -1,118 +1,11 @@
-"""Every error a caller can meet: one class per gRPC status, one stable reason per cause.
-
-`REASONS` is the whole catalogue. A reason never changes once released; its text is what the caller
-reads, so it names the field, the rule and the remedy. What was known at the raise fills the braces
-and travels as `ErrorInfo.metadata` too.
-"""
+"""Every error a caller can meet: one class per gRPC status; reasons.py has the stable reasons."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-DOMAIN = "parley.v1"
+from service.reasons import REASONS
 
-REASONS: dict[str, str] = {
-    # What the request alone decides.
-    "MALFORMED_REQUEST": "The request is not a valid {message}: check the encoding and the types.",
-    "REQUIRED": "{field} is required.",
-    "INVALID_VALUE": "{field} is not valid: {rule}.",
-    "INVALID_CHARACTER": "{field} holds a character that is not allowed: {rule}.",
-    "NOT_NORMALIZED": "{field} must be in Unicode NFC.",
-    "INVALID_ENUM_VALUE": "{field} has no value {value}: use a named value of the enum.",
-    "FIELD_TOO_LONG": "{field} is longer than {limit} {unit}.",
-    "FIELD_TOO_SHORT": "{field} is shorter than {limit} {unit}.",
-    "TOO_MANY_ITEMS": "{field} has more than {limit} items.",
-    "OUT_OF_BOUNDS": "{field} must lie between {min} and {max}.",
-    "INVALID_REFERENCE": "{field} must be {rule}.",
-    "INVALID_SLUG": (
-        "{field} must be 3 to 63 characters of a-z, 0-9 and '-', "
-        "start and end alphanumeric, and not look like a UUID."
-    ),
-    "INVALID_EMAIL": "{field} is not an e-mail address of at most 254 characters.",
-    "INVALID_METADATA": "{field} is not acceptable metadata: {rule}.",
-    "INVALID_TIME": "{field} is not a valid time: {rule}.",
-    "INVALID_TIME_RANGE": "{field} must be later than {other}.",
-    "INVALID_REQUEST_ID": "{field} must be 1 to 64 printable ASCII characters; a UUID is advised.",
-    "INVALID_ETAG": "{field} was not issued by this service: take it from the resource.",
-    "INVALID_ORDER_BY": "{field} must be one of: {allowed}.",
-    "INVALID_UPDATE_MASK": "{field} has a path '{path}': it may have {allowed}, or '*' for all.",
-    "INVALID_PAGE_SIZE": "{field} must not be negative.",
-    "INVALID_PAGE_TOKEN": "{field} was not issued by this service: start again without it.",
-    "PAGE_TOKEN_MISMATCH": (
-        "{field} belongs to another request: repeat the method, filters, order, parent and actor "
-        "that it was issued for."
-    ),
-    "INVALID_CURSOR": (
-        "{field} is not a cursor of this scope and actor: use one that was received for them."
-    ),
-    "DUPLICATE": "{field} names the same user as {other}.",
-    # Who is calling.
-    "MISSING_CREDENTIALS": "Credentials are missing: send 'authorization: Bearer <token>'.",
-    "INVALID_CREDENTIALS": "The credentials are not valid.",
-    "SCOPE_REQUIRED": "The caller needs the scope '{scope}' for this call.",
-    "ACT_AS_DENIED": "The caller may not name an actor: it needs the scope 'act-as'.",
-    "ACTOR_NOT_ALLOWED": "This call cannot be made for the actor given: {rule}.",
-    "INVALID_ACTOR": "x-parley-actor must be one user's id or username.",
-    # What does not exist, or may not be seen.
-    "USER_NOT_FOUND": "There is no user '{name}'.",
-    "CONVERSATION_NOT_FOUND": "There is no conversation '{name}'.",
-    "MESSAGE_NOT_FOUND": "There is no message '{name}' in this conversation.",
-    "PARTICIPANT_NOT_FOUND": "'{name}' is not a participant of this conversation.",
-    "REPLY_TO_NOT_FOUND": "{field} names no message of this conversation.",
-    "PARENT_NOT_FOUND": "{field} names no message of this conversation.",
-    "INITIAL_MESSAGE_NOT_FOUND": "{field} names no message of this conversation.",
-    # What exists already.
-    "USERNAME_TAKEN": "The username '{name}' is taken.",
-    "EMAIL_TAKEN": "That e-mail address is taken.",
-    "SLUG_TAKEN": "The slug '{name}' is taken.",
-    "NOT_DELETED": "'{name}' is not deleted: delete it first.",
-    "EXTERNAL_ID_TAKEN": "The external_id '{external_id}' is taken by '{name}'.",
-    # What may not be done, or not now.
-    "PERMISSION_DENIED": "The actor may not do that here: {rule}.",
-    "NOT_A_PARTICIPANT": "{field} does not name a joined participant of this conversation.",
-    "ACCESS_LOST": "The actor has left the conversation, or was removed: that was all it may see.",
-    "ROLE_NOT_ALLOWED": "{field} is not allowed: {rule}.",
-    "USER_INACTIVE": "{field} names a user that is deactivated or deleted.",
-    "USER_DELETED": "The user is deleted: undelete it first.",
-    "CONVERSATION_DELETED": "The conversation is deleted: undelete it first.",
-    "CONVERSATION_ARCHIVED": "The conversation is archived (is_active is false): reactivate it.",
-    "MESSAGE_DELETED": "Message '{name}' is deleted: undelete it first.",
-    "DIRECT_CONVERSATION": "That is not possible in a direct conversation of two.",
-    "TOO_MANY_PARTICIPANTS": "The conversation would have more than {limit} participants.",
-    "LAST_OWNER": (
-        "Whoever is joined needs an owner: make somebody else OWNER first; "
-        "who leaves may name a successor_user_id."
-    ),
-    "INVALID_STATE_TRANSITION": (
-        "That is not possible for a participant who is {current_status}; "
-        "it is for one who is: {allowed}."
-    ),
-    "REQUEST_ID_REUSED": "request_id was used for another request: choose a new one.",
-    "ETAG_MISMATCH": "The resource has changed: read it again and repeat with its etag.",
-    "SEQUENCE_MISMATCH": "expected_last_sequence is stale: the last sequence is {last_sequence}.",
-    "READ_PAST_END": "{field} is beyond the last message, number {last_sequence}.",
-    "CURSOR_EXPIRED": (
-        "{field} is from before the database was restored, or from its future: start again without."
-    ),
-    "WATCH_TOO_SLOW": "Nothing was read for {seconds} seconds: go on from the last cursor.",
-    "NOT_IMPLEMENTED": "{method} is part of the contract, but not served by this version yet.",
-    # What is too much.
-    "RATE_LIMITED": "Too many {subject}: repeat the call later.",
-    "TOO_MANY_PASSWORDS": "Too many {subject} at once: repeat the call.",
-    # What went wrong here.
-    "CONFLICT": "The call met another one: repeat it.",
-    "LOCK_TIMEOUT": "The conversation is busy: repeat the call.",
-    "OVERLOADED": "The service is overloaded: repeat the call later.",
-    "SHUTTING_DOWN": "This server is shutting down: repeat the call.",
-    "DATABASE_UNAVAILABLE": "The database cannot be reached: repeat the call.",
-    "DATABASE_READ_ONLY": "The database does not accept writes: repeat the call.",
-    "COMMIT_OUTCOME_UNKNOWN": (
-        "Whether the call took effect is not known: repeat it under the same request_id, "
-        "or read before you repeat it."
-    ),
-    "DEADLINE_EXCEEDED": "The deadline passed: repeat the call with a longer one.",
-    "DATA_LOSS": "Stored data cannot be read: tell the operator, with id {correlation_id}.",
-    "INTERNAL": "Something went wrong: tell the operator, with id {correlation_id}.",
-}
+DOMAIN = "parley.v1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +38,7 @@ class ParleyError(Exception):
         self.known = {key: str(value) for key, value in known.items()}
         self.resource = resource
         self.retry_after = retry_after
-        self.message = REASONS[reason].format_map(self.known)
+        self.message = REASONS[reason].says.format_map(self.known)
         super().__init__(f"{reason}: {self.message}")
 
     @property
@@ -183,7 +76,7 @@ class NotFound(ParleyError):
 
 
 class AlreadyExists(ParleyError):
-    """A unique name is taken."""
+    """A unique name is taken, or what is to be brought back is there."""
 
     status = "ALREADY_EXISTS"
 
@@ -228,7 +121,7 @@ class ResourceExhausted(ParleyError):
 
 
 class Unavailable(ParleyError):
-    """Certainly had no effect; the very same call may be repeated after `retry_after` seconds."""
+    """Certainly had no effect; the very same call may be repeated after what RetryInfo says."""
 
     status = "UNAVAILABLE"
 

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 from uuid import UUID
 
+import orjson
 from google.protobuf.message import Message as ProtoMessage
 from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -337,7 +338,7 @@ class Fields:
         scope = [call.caller.service, str(call.actor_id), call.method, value]
         if named is not None:
             scope.append(str(named))
-        digest = sha256(json.dumps(scope).encode()).digest()
+        digest = sha256(orjson.dumps(scope)).digest()
         return RequestId(digest[:16], payload_hash(request))
 
     def metadata(self, field: str, value: Struct) -> str:

@@ -50,6 +50,7 @@ from service.servicers.participants import ParticipantServicer
 from service.servicers.users import UserServicer
 from service.settings import ConfigurationError, Settings, require_private
 from service.store import Store
+from service.symbols import Symbols
 from service.verifying import Verifier
 from service.watching import Watching
 
@@ -169,7 +170,9 @@ class Server:
 
         self.readiness = Readiness(store, names, self._prepare, on_change)
         health_pb2_grpc.add_HealthServicer_to_server(self.readiness.servicer, self._server)
-        reflected = reflection.ReflectionServicer([*names, "grpc.health.v1.Health", REFLECTION_V1])
+        reflected = reflection.ReflectionServicer(
+            [*names, "grpc.health.v1.Health", REFLECTION_V1], pool=Symbols()
+        )
         handler = grpc.stream_stream_rpc_method_handler(
             reflected.ServerReflectionInfo,
             reflection_pb2.ServerReflectionRequest.FromString,

@@ -7,8 +7,8 @@ checks at once would check the past.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -205,18 +205,20 @@ class Transaction(Snapshot):
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
         self.dry_run = False
+        # Those of the locks to be tried that were free, and are held until it ends.
+        self.held: frozenset[int] = frozenset()
 
     async def lock(self, lock: int) -> None:
         """One more advisory lock: of a wider scope first, and never a second conversation's."""
         await self.connection.fetch("SELECT pg_advisory_xact_lock($1)", lock)
 
-    async def try_locks(self, locks: Iterable[int]) -> set[int]:
-        """Those of the advisory locks that are free, held from now until the transaction ends."""
+    async def free(self, locks: Iterable[int]) -> frozenset[int]:
+        """Those of the advisory locks that are free, or held by this transaction already."""
         rows = await self.connection.fetch(
             "SELECT k FROM unnest($1::bigint[]) AS k WHERE pg_try_advisory_xact_lock(k)",
             sorted(locks),
         )
-        return {row["k"] for row in rows}
+        return frozenset(row["k"] for row in rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,14 +264,32 @@ class Store:
             yield Snapshot(self._connection(pooled))
 
     @asynccontextmanager
-    async def transaction(self, *, lock: int | None = None) -> AsyncIterator[Transaction]:
-        """One transaction; with `lock`, alone under that advisory lock from its first moment."""
+    async def transaction(
+        self, *, lock: int | None = None, try_locks: Collection[int] = ()
+    ) -> AsyncIterator[Transaction]:
+        """One transaction; with `lock`, alone under that advisory lock from its first moment; with
+        `try_locks`, under those of them that are free.
+        """
         if self.reachable and not self.writable:
             raise Unavailable("DATABASE_READ_ONLY")
-        async with self._begun(lock) as pooled:
+        first = ""
+        if lock is not None:
+            first = f"SELECT pg_advisory_xact_lock({lock})"
+        elif try_locks:
+            locks = ",".join(map(str, sorted(try_locks)))
+            first = (
+                f"SELECT FROM unnest('{{{locks}}}'::bigint[]) k WHERE pg_try_advisory_xact_lock(k)"
+            )
+        async with self._begun(first, may_wait=lock is not None) as (pooled, status):
             driver: Any = pooled.driver_connection
             try:
                 transaction = Transaction(self._connection(pooled))
+                if try_locks:
+                    # Nearly always all of them: only their number comes with BEGIN.
+                    all_free = status == f"SELECT {len(try_locks)}"
+                    transaction.held = (
+                        frozenset(try_locks) if all_free else await transaction.free(try_locks)
+                    )
                 yield transaction
                 mark = transaction.connection.mark
                 if not transaction.dry_run and mark is None:
@@ -289,20 +309,21 @@ class Store:
         return Connection(self._engine, pooled)
 
     @asynccontextmanager
-    async def _begun(self, lock: int | None) -> AsyncIterator[PoolProxiedConnection]:
-        """A connection in a transaction, which holds the lock if one was asked for."""
+    async def _begun(
+        self, first: str, *, may_wait: bool
+    ) -> AsyncIterator[tuple[PoolProxiedConnection, str]]:
+        """A connection in a transaction, and the status of its first statement, which comes with
+        BEGIN and may wait for a lock.
+        """
         async with AsyncExitStack() as exits:
-            async with self._turn(lock):
+            async with self._turn() if may_wait else nullcontext():
                 pooled = await exits.enter_async_context(self._connect())
-                await _begin(pooled.driver_connection, lock)
-            yield pooled
+                status = await _begin(pooled.driver_connection, first)
+            yield pooled, status
 
     @asynccontextmanager
-    async def _turn(self, lock: int | None) -> AsyncIterator[None]:
+    async def _turn(self) -> AsyncIterator[None]:
         """Queue for the right to wait for a lock. Costs no connection."""
-        if lock is None:
-            yield
-            return
         try:
             async with asyncio.timeout(QUEUE_SECONDS):
                 await self._waiting.acquire()
@@ -477,11 +498,10 @@ def _refuse_closed(dbapi_connection: Any, _record: object, _proxy: object) -> No
         raise exc.DisconnectionError
 
 
-async def _begin(driver: Any, lock: int | None) -> None:
+async def _begin(driver: Any, first: str) -> str:
+    """Begin with this statement, if there is one; its status, as "SELECT 3"."""
     try:
-        await driver.execute(
-            BEGIN if lock is None else f"{BEGIN}; SELECT pg_advisory_xact_lock({lock})"
-        )
+        return str(await driver.execute(f"{BEGIN}; {first}"))
     except asyncpg.PostgresError as error:
         if not _is_lost(error):
             await driver.execute("ROLLBACK")

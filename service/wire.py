@@ -149,6 +149,11 @@ def user_conversation(line: Line) -> conversation_pb2.UserConversation:
     )
 
 
+# What most messages lack: to name it to protobuf costs as much as to set it.
+RARE = ("tokens_used", "input_tokens", "output_tokens", "model", "external_id")
+RARE_IDS = ("reply_to_message_id", "parent_message_id")
+
+
 def message(row: Row) -> message_pb2.Message:
     """A stored message; of a deleted one, that it was there."""
     seen = message_pb2.Message(
@@ -158,16 +163,15 @@ def message(row: Row) -> message_pb2.Message:
         sender_id=_id(row["sender_id"]),
         role=MESSAGE_ROLE[row["role"]],
         status=MESSAGE_STATUS[row["status"]],
-        tokens_used=row["tokens_used"],
-        input_tokens=row["input_tokens"],
-        output_tokens=row["output_tokens"],
-        model=row["model"],
-        reply_to_message_id=_id(row["reply_to_message_id"]),
-        parent_message_id=_id(row["parent_message_id"]),
-        external_id=row["external_id"] or "",
         revision=row["revision"],
         etag=current_etag(row),
     )
+    for name in RARE:
+        if row[name] not in (None, ""):
+            setattr(seen, name, row[name])
+    for name in RARE_IDS:
+        if row[name]:
+            setattr(seen, name, str(row[name]))
     if row["sent_at"]:
         _time(seen.sent_time, row["sent_at"])
     if row["deleted_at"] is None:
@@ -317,7 +321,10 @@ def _time(to: Timestamp, at: datetime) -> None:
 
 def _times(to: Any, row: Row) -> None:
     _time(to.create_time, row["created_at"])
-    _time(to.update_time, row["updated_at"])
+    if row["updated_at"] == row["created_at"]:
+        to.update_time.CopyFrom(to.create_time)
+    else:
+        _time(to.update_time, row["updated_at"])
     if row["deleted_at"]:
         _time(to.delete_time, row["deleted_at"])
 

@@ -456,6 +456,8 @@ class Fuzzer:
         self._pages: dict[str, deque[Asked]] = defaultdict(partial(deque, maxlen=8))
         self.world = World()
         self.counts: Counter[tuple[str, str]] = Counter()
+        # The name of an RPC, a status and a reason that came together.
+        self.refusals: set[tuple[str, str, str]] = set()
         self.defects: list[Defect] = []
 
     async def run(self, calls: int) -> None:
@@ -558,6 +560,7 @@ class Fuzzer:
 
     def _judge(self, method: MethodDescriptor, asked: Asked, error: grpc.aio.AioRpcError) -> str:
         told = failure_of(error)
+        self.refusals.add((method.name, told.code, told.reason))
         allowed = told.code in ALLOWED
         if method.full_name in self._unserved:
             allowed |= told.reason == "NOT_IMPLEMENTED"

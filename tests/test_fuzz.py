@@ -12,6 +12,7 @@ import pytest
 from google.protobuf import text_format
 
 from parley.v1 import conversation_pb2, message_pb2, participant_pb2, user_pb2
+from scripts import contract
 from service.repositories.users import Users
 
 from .fuzz import WORDS, Fuzzer
@@ -35,6 +36,7 @@ async def test_no_request_makes_the_service_fail_and_what_it_accepts_can_be_read
     with capsys.disabled():
         print(f"\nSEED={SEED} FUZZ_CALLS={CALLS}\n{fuzzer.table()}")
     assert not fuzzer.defects, "\n".join(map(str, fuzzer.defects))
+    assert undocumented(fuzzer) == set()
     # Else they were all refused at the door, and nothing was tried.
     assert fuzzer.accepted > CALLS / 10
     assert await miscounted(database) == []
@@ -72,6 +74,22 @@ async def test_an_internal_error_is_noticed_with_its_request(
     told = str(defect := fuzzer.defects[0]).partition("\n")[2]
     request = user_pb2.ListUsersRequest.FromString(defect.asked.raw)
     assert text_format.Parse(told, user_pb2.ListUsersRequest()) == request
+
+
+def undocumented(fuzzer: Fuzzer) -> set[tuple[str, str, str]]:
+    """What RPCs were refused with and the protos do not say of them; any field may break a rule."""
+    said = {
+        (rpc.name, *cause)
+        for service in contract.services()
+        for rpc in service.rpcs
+        for cause in {
+            *contract.common_causes(),
+            *contract.causes(service.comment),
+            *contract.causes_of(rpc),
+        }
+    }
+    met = {refusal for refusal in fuzzer.refusals if refusal[2]}
+    return {refusal for refusal in met - said if refusal[1] != "INVALID_ARGUMENT"}
 
 
 # What was accepted

@@ -362,28 +362,55 @@ async def test_health_can_be_watched_without_credentials(channel: grpc.aio.Chann
     assert await first("nonsense") == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
+async def reflected(parley: Client, question: Any, service: str, **options: Any) -> Any:
+    """The first answer of reflection to a question."""
+    converse = parley.channel.stream_stream(
+        f"/{service}/ServerReflectionInfo",
+        reflection_pb2.ServerReflectionRequest.SerializeToString,
+        reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    call = converse(**options)
+    await call.write(question)
+    answer = await call.read()
+    call.cancel()
+    return answer
+
+
 @pytest.mark.parametrize("service", REFLECTIONS)
 async def test_reflection_lists_the_services_to_who_has_credentials(
     parley: Client, service: str
 ) -> None:
-    async def ask(**options: Any) -> Any:
-        converse = parley.channel.stream_stream(
-            f"/{service}/ServerReflectionInfo",
-            reflection_pb2.ServerReflectionRequest.SerializeToString,
-            reflection_pb2.ServerReflectionResponse.FromString,
-        )
-        call = converse(**options)
-        await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
-        answer = await call.read()
-        call.cancel()
-        return answer
+    question = reflection_pb2.ServerReflectionRequest(list_services="")
 
-    listed = await ask(metadata=parley.metadata)
-    refused: Failure = await failure(ask())
+    listed = await reflected(parley, question, service, metadata=parley.metadata)
+    refused: Failure = await failure(reflected(parley, question, service))
 
     names = {each.name for each in listed.list_services_response.service}
     assert {"parley.v1.MessageService", "grpc.health.v1.Health"} <= names
     assert (refused.code, refused.reason) == ("UNAUTHENTICATED", "MISSING_CREDENTIALS")
+
+
+@pytest.mark.parametrize(
+    ("symbol", "found"),
+    [
+        ("parley.v1.UserService", True),
+        ("parley.v1.UserService.GetUser", True),
+        ("parley.v1.User.Kind", True),
+        ("parley.v1.UserService.GetNobody", False),
+        ("parley.v1.NoService.GetUser", False),
+        ("nothing", False),
+    ],
+)
+async def test_reflection_finds_services_methods_and_types_by_name(
+    parley: Client, symbol: str, found: bool
+) -> None:
+    question = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
+
+    answer = await reflected(parley, question, REFLECTIONS[1], metadata=parley.metadata)
+
+    files = answer.file_descriptor_response.file_descriptor_proto
+    assert any(b"parley/v1/user.proto" in file for file in files) == found
+    assert (answer.error_response.error_code == 5) != found
 
 
 # The log

@@ -175,13 +175,6 @@ def test_what_the_start_prints_works_as_pasted_and_twice_is_once(clone: Clone) -
     assert clone.paste(commands) == first
 
 
-def test_a_name_in_the_readme_leads_somewhere() -> None:
-    text = README.read_text()
-
-    for target in re.findall(r"\]\(((?!http)[^)]+)\)", text):
-        assert (ROOT / target).exists(), target
-
-
 def test_every_setting_is_documented() -> None:
     text = (ROOT / "docs" / "operations.md").read_text()
 

@@ -113,6 +113,8 @@ class ConversationServiceServicer(object):
         inactive or deleted.
         - FAILED_PRECONDITION NOT_A_PARTICIPANT: the first message's sender is neither the creator nor
         among the participants.
+        - FAILED_PRECONDITION REPLY_TO_NOT_FOUND, PARENT_NOT_FOUND: the first message names another.
+        - FAILED_PRECONDITION CONVERSATION_ARCHIVED: is_active is false, and there is a first message.
         - FAILED_PRECONDITION REQUEST_ID_REUSED: the request_id stands for another request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -58,6 +58,8 @@ class ConversationServiceStub:
       inactive or deleted.
     - FAILED_PRECONDITION NOT_A_PARTICIPANT: the first message's sender is neither the creator nor
       among the participants.
+    - FAILED_PRECONDITION REPLY_TO_NOT_FOUND, PARENT_NOT_FOUND: the first message names another.
+    - FAILED_PRECONDITION CONVERSATION_ARCHIVED: is_active is false, and there is a first message.
     - FAILED_PRECONDITION REQUEST_ID_REUSED: the request_id stands for another request.
     """
     GetOrCreateDirectConversation: _grpc.UnaryUnaryMultiCallable[_conversation_pb2.GetOrCreateDirectConversationRequest, _conversation_pb2.GetOrCreateDirectConversationResponse]
@@ -195,6 +197,8 @@ class ConversationServiceAsyncStub(ConversationServiceStub):
       inactive or deleted.
     - FAILED_PRECONDITION NOT_A_PARTICIPANT: the first message's sender is neither the creator nor
       among the participants.
+    - FAILED_PRECONDITION REPLY_TO_NOT_FOUND, PARENT_NOT_FOUND: the first message names another.
+    - FAILED_PRECONDITION CONVERSATION_ARCHIVED: is_active is false, and there is a first message.
     - FAILED_PRECONDITION REQUEST_ID_REUSED: the request_id stands for another request.
     """
     GetOrCreateDirectConversation: _aio.UnaryUnaryMultiCallable[_conversation_pb2.GetOrCreateDirectConversationRequest, _conversation_pb2.GetOrCreateDirectConversationResponse]  # type: ignore[assignment]
@@ -334,6 +338,8 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
           inactive or deleted.
         - FAILED_PRECONDITION NOT_A_PARTICIPANT: the first message's sender is neither the creator nor
           among the participants.
+        - FAILED_PRECONDITION REPLY_TO_NOT_FOUND, PARENT_NOT_FOUND: the first message names another.
+        - FAILED_PRECONDITION CONVERSATION_ARCHIVED: is_active is false, and there is a first message.
         - FAILED_PRECONDITION REQUEST_ID_REUSED: the request_id stands for another request.
         """
 

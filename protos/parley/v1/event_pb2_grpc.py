@@ -108,7 +108,7 @@ class EventServiceServicer(object):
         - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is only invited.
         - PERMISSION_DENIED ACCESS_LOST: the actor has left or was removed; all it may see was sent.
         - PERMISSION_DENIED PERMISSION_DENIED: the actor watches another user, or everything.
-        - RESOURCE_EXHAUSTED, with QuotaFailure: too many watches.
+        - RESOURCE_EXHAUSTED RATE_LIMITED, with QuotaFailure: too many watches.
         - RESOURCE_EXHAUSTED WATCH_TOO_SLOW: nothing was read from the stream for 30 seconds.
         - UNAVAILABLE SHUTTING_DOWN, DATABASE_UNAVAILABLE: go on at another server, or later.
         """
@@ -120,7 +120,15 @@ class EventServiceServicer(object):
         """Reads the same events page by page, without waiting for new ones. Call again with the cursor of
         the answer, at once while caught_up is false, whenever you like after that.
 
-        Raises what Watch raises, except for what a stream alone can meet.
+        Raises:
+        - INVALID_ARGUMENT: no scope is given, or the one given is false.
+        - INVALID_ARGUMENT INVALID_CURSOR: not a cursor of ours, or that of another scope or actor.
+        - OUT_OF_RANGE CURSOR_EXPIRED: a cursor from before the database was restored, or from its
+        future. Start again from the oldest event, or from a fresh reading.
+        - NOT_FOUND CONVERSATION_NOT_FOUND, USER_NOT_FOUND: there is none that the actor can see.
+        - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is only invited.
+        - PERMISSION_DENIED ACCESS_LOST: the actor has left or was removed; all it may see was read.
+        - PERMISSION_DENIED PERMISSION_DENIED: the actor reads of another user, or everything.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

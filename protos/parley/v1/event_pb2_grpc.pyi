@@ -74,7 +74,7 @@ class EventServiceStub:
     - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is only invited.
     - PERMISSION_DENIED ACCESS_LOST: the actor has left or was removed; all it may see was sent.
     - PERMISSION_DENIED PERMISSION_DENIED: the actor watches another user, or everything.
-    - RESOURCE_EXHAUSTED, with QuotaFailure: too many watches.
+    - RESOURCE_EXHAUSTED RATE_LIMITED, with QuotaFailure: too many watches.
     - RESOURCE_EXHAUSTED WATCH_TOO_SLOW: nothing was read from the stream for 30 seconds.
     - UNAVAILABLE SHUTTING_DOWN, DATABASE_UNAVAILABLE: go on at another server, or later.
     """
@@ -82,7 +82,15 @@ class EventServiceStub:
     """Reads the same events page by page, without waiting for new ones. Call again with the cursor of
     the answer, at once while caught_up is false, whenever you like after that.
 
-    Raises what Watch raises, except for what a stream alone can meet.
+    Raises:
+    - INVALID_ARGUMENT: no scope is given, or the one given is false.
+    - INVALID_ARGUMENT INVALID_CURSOR: not a cursor of ours, or that of another scope or actor.
+    - OUT_OF_RANGE CURSOR_EXPIRED: a cursor from before the database was restored, or from its
+      future. Start again from the oldest event, or from a fresh reading.
+    - NOT_FOUND CONVERSATION_NOT_FOUND, USER_NOT_FOUND: there is none that the actor can see.
+    - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is only invited.
+    - PERMISSION_DENIED ACCESS_LOST: the actor has left or was removed; all it may see was read.
+    - PERMISSION_DENIED PERMISSION_DENIED: the actor reads of another user, or everything.
     """
 
 @_typing.type_check_only
@@ -131,7 +139,7 @@ class EventServiceAsyncStub(EventServiceStub):
     - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is only invited.
     - PERMISSION_DENIED ACCESS_LOST: the actor has left or was removed; all it may see was sent.
     - PERMISSION_DENIED PERMISSION_DENIED: the actor watches another user, or everything.
-    - RESOURCE_EXHAUSTED, with QuotaFailure: too many watches.
+    - RESOURCE_EXHAUSTED RATE_LIMITED, with QuotaFailure: too many watches.
     - RESOURCE_EXHAUSTED WATCH_TOO_SLOW: nothing was read from the stream for 30 seconds.
     - UNAVAILABLE SHUTTING_DOWN, DATABASE_UNAVAILABLE: go on at another server, or later.
     """
@@ -139,7 +147,15 @@ class EventServiceAsyncStub(EventServiceStub):
     """Reads the same events page by page, without waiting for new ones. Call again with the cursor of
     the answer, at once while caught_up is false, whenever you like after that.
 
-    Raises what Watch raises, except for what a stream alone can meet.
+    Raises:
+    - INVALID_ARGUMENT: no scope is given, or the one given is false.
+    - INVALID_ARGUMENT INVALID_CURSOR: not a cursor of ours, or that of another scope or actor.
+    - OUT_OF_RANGE CURSOR_EXPIRED: a cursor from before the database was restored, or from its
+      future. Start again from the oldest event, or from a fresh reading.
+    - NOT_FOUND CONVERSATION_NOT_FOUND, USER_NOT_FOUND: there is none that the actor can see.
+    - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is only invited.
+    - PERMISSION_DENIED ACCESS_LOST: the actor has left or was removed; all it may see was read.
+    - PERMISSION_DENIED PERMISSION_DENIED: the actor reads of another user, or everything.
     """
 
 class EventServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -190,7 +206,7 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is only invited.
         - PERMISSION_DENIED ACCESS_LOST: the actor has left or was removed; all it may see was sent.
         - PERMISSION_DENIED PERMISSION_DENIED: the actor watches another user, or everything.
-        - RESOURCE_EXHAUSTED, with QuotaFailure: too many watches.
+        - RESOURCE_EXHAUSTED RATE_LIMITED, with QuotaFailure: too many watches.
         - RESOURCE_EXHAUSTED WATCH_TOO_SLOW: nothing was read from the stream for 30 seconds.
         - UNAVAILABLE SHUTTING_DOWN, DATABASE_UNAVAILABLE: go on at another server, or later.
         """
@@ -203,7 +219,15 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         """Reads the same events page by page, without waiting for new ones. Call again with the cursor of
         the answer, at once while caught_up is false, whenever you like after that.
 
-        Raises what Watch raises, except for what a stream alone can meet.
+        Raises:
+        - INVALID_ARGUMENT: no scope is given, or the one given is false.
+        - INVALID_ARGUMENT INVALID_CURSOR: not a cursor of ours, or that of another scope or actor.
+        - OUT_OF_RANGE CURSOR_EXPIRED: a cursor from before the database was restored, or from its
+          future. Start again from the oldest event, or from a fresh reading.
+        - NOT_FOUND CONVERSATION_NOT_FOUND, USER_NOT_FOUND: there is none that the actor can see.
+        - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is only invited.
+        - PERMISSION_DENIED ACCESS_LOST: the actor has left or was removed; all it may see was read.
+        - PERMISSION_DENIED PERMISSION_DENIED: the actor reads of another user, or everything.
         """
 
 def add_EventServiceServicer_to_server(servicer: EventServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

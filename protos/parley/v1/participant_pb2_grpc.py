@@ -230,6 +230,7 @@ class ParticipantServiceServicer(object):
         - PERMISSION_DENIED PERMISSION_DENIED: the invitation is another user's.
         - FAILED_PRECONDITION INVALID_STATE_TRANSITION: it was declined or revoked, or the user has
         left or was removed.
+        - FAILED_PRECONDITION USER_INACTIVE: the user that the system names is inactive or deleted.
         - ABORTED ETAG_MISMATCH: the participant changed since the etag was read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

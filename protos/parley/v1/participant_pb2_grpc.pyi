@@ -129,6 +129,7 @@ class ParticipantServiceStub:
     - PERMISSION_DENIED PERMISSION_DENIED: the invitation is another user's.
     - FAILED_PRECONDITION INVALID_STATE_TRANSITION: it was declined or revoked, or the user has
       left or was removed.
+    - FAILED_PRECONDITION USER_INACTIVE: the user that the system names is inactive or deleted.
     - ABORTED ETAG_MISMATCH: the participant changed since the etag was read.
     """
     DeclineInvitation: _grpc.UnaryUnaryMultiCallable[_participant_pb2.DeclineInvitationRequest, _participant_pb2.DeclineInvitationResponse]
@@ -335,6 +336,7 @@ class ParticipantServiceAsyncStub(ParticipantServiceStub):
     - PERMISSION_DENIED PERMISSION_DENIED: the invitation is another user's.
     - FAILED_PRECONDITION INVALID_STATE_TRANSITION: it was declined or revoked, or the user has
       left or was removed.
+    - FAILED_PRECONDITION USER_INACTIVE: the user that the system names is inactive or deleted.
     - ABORTED ETAG_MISMATCH: the participant changed since the etag was read.
     """
     DeclineInvitation: _aio.UnaryUnaryMultiCallable[_participant_pb2.DeclineInvitationRequest, _participant_pb2.DeclineInvitationResponse]  # type: ignore[assignment]
@@ -568,6 +570,7 @@ class ParticipantServiceServicer(metaclass=_abc_1.ABCMeta):
         - PERMISSION_DENIED PERMISSION_DENIED: the invitation is another user's.
         - FAILED_PRECONDITION INVALID_STATE_TRANSITION: it was declined or revoked, or the user has
           left or was removed.
+        - FAILED_PRECONDITION USER_INACTIVE: the user that the system names is inactive or deleted.
         - ABORTED ETAG_MISMATCH: the participant changed since the etag was read.
         """
 
