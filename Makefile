@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help docs matrix run test test-slow check lint format protos stubs examples types lock bench bench-quick bench-scale clean
+.PHONY: help client docs matrix run test test-slow check lint format protos stubs examples types lock bench bench-quick bench-scale clean
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,10 @@ examples: .venv/dev  ## build and run the clients in examples/, where their tool
 docs: .venv/dev  ## write the pages that are made: docs/api.md, errors.md, and what grpcurl.md shows
 	@$(BIN)/python -m scripts.docs
 	@$(BIN)/python -m scripts.cookbook
+
+client: .venv/dev  ## build the Python client's packages into clients/python/dist
+	@$(BIN)/uv build --quiet --out-dir clients/python/dist clients/python
+	@ls clients/python/dist/*.whl clients/python/dist/*.tar.gz
 
 matrix: .venv/dev  ## write who may call what into docs/access.md
 	@$(BIN)/python -m tests.access_matrix

@@ -56,7 +56,7 @@ def generate(into: Path) -> None:
     services = [proto for proto in protos if "\nservice " in proto.read_text()]
 
     protoc(PROTOS, protos, f"--python_out={into}", f"--mypy_out=quiet:{into}")
-    stubs = (f"--grpc_python_out={into}", f"--mypy_grpc_out=quiet,only_async:{into}")
+    stubs = (f"--grpc_python_out={into}", f"--mypy_grpc_out=quiet:{into}")
     protoc(PROTOS, services, *stubs)
     for stub in into.rglob("*_pb2_grpc.pyi"):
         stub.write_text(adapt(stub.read_text()))
@@ -69,8 +69,7 @@ def adapt(stub: str) -> str:
     freed, methods = re.subn(r"(?m)^( +context: ).+,$", r"\1_typing.Any,", stub)
     if not methods:
         sys.exit("mypy-protobuf writes its stubs differently now: see adapt().")
-    freed = re.sub(r"(?m)^ +@_abc_1\.abstractmethod\n", "", freed)
-    return re.sub(r"(?m)^from grpc ", "import typing as _typing\nfrom grpc ", freed, count=1)
+    return re.sub(r"(?m)^ +@_abc_1\.abstractmethod\n", "", freed)
 
 
 def lint() -> None:

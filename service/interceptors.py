@@ -154,8 +154,8 @@ class Interceptors:
     async def quiet(self) -> None:
         """Wait until callers have heard that they must go elsewhere.
 
-        A server that stops answers a call that has arrived and not begun with CANCELLED, which no
-        client repeats (grpc/grpc#41785).
+        A server that stops answers a call that has arrived and not begun with CANCELLED
+        (grpc/grpc#41785), which few clients repeat: those by our policy do, others do not.
         """
         limit = time.monotonic() + QUIET_LIMIT_SECONDS
         while time.monotonic() < min(self._refused_at + QUIET_SECONDS, limit):

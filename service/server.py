@@ -6,7 +6,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -63,6 +63,8 @@ STALLED_SECONDS = 2.0
 # Messages that an older version stored are made searchable, a few at a time.
 INDEX_INTERVAL_SECONDS = 60.0
 INDEX_MESSAGES, INDEX_PAUSE_SECONDS = 100, 0.05
+# After how long a task that has not ended is told so again.
+CANCEL_AGAIN_SECONDS = 0.5
 # For writes that outlived their calls, when the server stops.
 AFTERMATH_SECONDS = 5.0
 # Objects more than before. A call makes a few hundred, and a thousand may be at work.
@@ -241,9 +243,7 @@ class Server:
             await self._server.stop(None)
         await stopping
         await self.interceptors.drained(AFTERMATH_SECONDS)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         self.hasher.close()
         await self.store.close()
 
@@ -292,6 +292,20 @@ class Server:
             except Exception as error:
                 log.warning("index_failed", error=text_of(error))
             await asyncio.sleep(INDEX_PAUSE_SECONDS if indexed else INDEX_INTERVAL_SECONDS)
+
+
+async def end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel tasks that go on for ever, and wait until they have ended.
+
+    A cancel that meets a query may come out as an error of the database, which such a task lives
+    through: it is told again. (Told once, a server that stopped soon after its start might hang.)
+    """
+    running = set(tasks)
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=CANCEL_AGAIN_SECONDS)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _spare_the_collector() -> None:

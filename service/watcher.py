@@ -17,6 +17,7 @@ MAX_SHOWN = 100
 
 Event = event_pb2.Event
 Participant = participant_pb2.Participant
+Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 class WatchFailedError(Exception):
@@ -48,9 +49,9 @@ async def watch_lines(
     ca: Path | None = None,
 ) -> AsyncGenerator[str, None]:
     """A line for each event. By TLS where `ca` is given: the authority to trust."""
-    metadata = [("authorization", f"Bearer {token}")]
+    metadata: Metadata = (("authorization", f"Bearer {token}"),)
     if actor:
-        metadata.append(("x-parley-actor-bin", actor.encode()))  # type: ignore[arg-type]
+        metadata += (("x-parley-actor-bin", actor.encode()),)
     async with channel_to(address, ca) as channel:
         stub = event_pb2_grpc.EventServiceStub(channel)
         names = Names(user_pb2_grpc.UserServiceStub(channel), metadata)
@@ -72,9 +73,7 @@ async def watch_lines(
 class Names:
     """Tells events by the names of those who are concerned."""
 
-    def __init__(
-        self, users: user_pb2_grpc.UserServiceStub, metadata: list[tuple[str, str]]
-    ) -> None:
+    def __init__(self, users: "user_pb2_grpc.UserServiceAsyncStub", metadata: Metadata) -> None:
         self._users = users
         self._metadata = metadata
         self._names: dict[str, str] = {}

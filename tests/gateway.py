@@ -1,4 +1,7 @@
-"""A gateway that refuses each call once: what a retry policy is for."""
+"""A gateway that refuses each call once: what a retry policy is for.
+
+But none of health, by which a client decides where to send calls at all.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -42,7 +45,7 @@ class Gateway(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(unary)
 
     async def _refuse_once(self, method: str, request: bytes, context: Any) -> None:
-        if (method, request) not in self._seen:
+        if (method, request) not in self._seen and not method.startswith("/grpc.health."):
             self._seen.add((method, request))
             await context.abort(grpc.StatusCode.UNAVAILABLE, "Not this time.")
 

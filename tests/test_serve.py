@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from parley.v1 import user_pb2
 from service import schema
 from service.embedded import EmbeddedPostgres
+from service.server import end
 
 from .make import Client, failure
 from .process import SERVING, Service, parley
@@ -249,3 +250,26 @@ async def _reflection(client: Client) -> Any:
     await stream.write(reflection_pb2.ServerReflectionRequest(list_services=""))
     assert (await stream.read()).list_services_response.service
     return stream
+
+
+async def test_a_stop_is_not_missed_by_who_takes_it_for_an_error() -> None:
+    """A cancel amid a query came out as an error of the database: the server never ended."""
+    began, cancels = asyncio.Event(), 0
+
+    async def survive() -> None:
+        nonlocal cancels
+        while True:
+            try:
+                began.set()
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                cancels += 1
+                if cancels > 1:
+                    raise
+
+    surviving = asyncio.create_task(survive())
+    await began.wait()
+    await end([surviving])
+
+    assert surviving.cancelled()
+    assert cancels == 2

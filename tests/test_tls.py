@@ -9,6 +9,8 @@ import pytest_asyncio
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from parley.v1 import user_pb2
+from parley_client import aio, errors
 from service.embedded import EmbeddedPostgres
 from service.server import Server
 from service.settings import ConfigurationError, Settings, load, require_private
@@ -71,6 +73,22 @@ async def test_only_who_trusts_our_authority_and_speaks_tls_is_served(
             await health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(), timeout=5
             )
+
+
+async def test_the_python_client_trusts_whom_it_is_told_to(
+    server: Server, authority: trustme.CA
+) -> None:
+    credentials = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
+    assert server.token
+    await server.readiness.ready.wait()
+
+    async with aio.connect(server.address, token=server.token, credentials=credentials) as client:
+        listed = await client.users.ListUsers(user_pb2.ListUsersRequest())
+    async with aio.connect(server.address, token=server.token) as trusting_others:
+        with pytest.raises(errors.Unavailable):
+            await trusting_others.users.ListUsers(user_pb2.ListUsersRequest())
+
+    assert list(listed.users) == []
 
 
 async def test_a_new_certificate_is_served_to_new_connections_without_a_restart(

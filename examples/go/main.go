@@ -13,6 +13,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	_ "google.golang.org/grpc/health" // healthCheckConfig of the policy: no calls to a server that drains
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 

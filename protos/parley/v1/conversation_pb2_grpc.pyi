@@ -4,11 +4,24 @@ isort:skip_file
 Conversations: a numbered sequence of messages, and the people and agents it is between."""
 
 from collections import abc as _abc
-import typing as _typing
 from grpc import aio as _aio
 from parley.v1 import conversation_pb2 as _conversation_pb2
 import abc as _abc_1
+import grpc as _grpc
+import sys
+import typing as _typing
 
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
+
+_T = _typing.TypeVar("_T")
+
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
+    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -20,8 +33,11 @@ class ConversationServiceStub:
     each adds its own here.
     """
 
-    def __init__(self, channel: _aio.Channel) -> None: ...
-    CreateConversation: _aio.UnaryUnaryMultiCallable[_conversation_pb2.CreateConversationRequest, _conversation_pb2.CreateConversationResponse]
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ConversationServiceAsyncStub: ...
+    CreateConversation: _grpc.UnaryUnaryMultiCallable[_conversation_pb2.CreateConversationRequest, _conversation_pb2.CreateConversationResponse]
     """Makes a conversation with its creator, other participants, invitations and a first message, all
     in one step. The creator is OWNER and JOINED; it invites, and the first message goes with each
     invitation.
@@ -46,7 +62,7 @@ class ConversationServiceStub:
     - FAILED_PRECONDITION CONVERSATION_ARCHIVED: is_active is false, and there is a first message.
     - FAILED_PRECONDITION REQUEST_ID_REUSED: the request_id stands for another request.
     """
-    GetOrCreateDirectConversation: _aio.UnaryUnaryMultiCallable[_conversation_pb2.GetOrCreateDirectConversationRequest, _conversation_pb2.GetOrCreateDirectConversationResponse]
+    GetOrCreateDirectConversation: _grpc.UnaryUnaryMultiCallable[_conversation_pb2.GetOrCreateDirectConversationRequest, _conversation_pb2.GetOrCreateDirectConversationResponse]
     """Finds the direct conversation of two users, or makes it. There is one for each pair, whoever
     asks first and however many ask at once. Both are OWNER and JOINED; whoever had left joins
     again.
@@ -62,7 +78,7 @@ class ConversationServiceStub:
     - FAILED_PRECONDITION CONVERSATION_ARCHIVED: somebody would have to join it again, and it is
       archived.
     """
-    GetConversation: _aio.UnaryUnaryMultiCallable[_conversation_pb2.GetConversationRequest, _conversation_pb2.GetConversationResponse]
+    GetConversation: _grpc.UnaryUnaryMultiCallable[_conversation_pb2.GetConversationRequest, _conversation_pb2.GetConversationResponse]
     """Finds one conversation. Who is joined sees all of it; who is invited sees id, title and
     creator_id; who has left or was removed sees id, slug, title, and last_sequence as of then. A
     deleted one is still found by those who are joined, with its delete_time.
@@ -70,7 +86,7 @@ class ConversationServiceStub:
     Raises:
     - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
     """
-    ListConversations: _aio.UnaryUnaryMultiCallable[_conversation_pb2.ListConversationsRequest, _conversation_pb2.ListConversationsResponse]
+    ListConversations: _grpc.UnaryUnaryMultiCallable[_conversation_pb2.ListConversationsRequest, _conversation_pb2.ListConversationsResponse]
     """Lists conversations, newest first: for an actor those in which it is joined, for the system
     all. All filters given must hold. See ListUserConversations for an inbox.
 
@@ -78,7 +94,7 @@ class ConversationServiceStub:
     - INVALID_ARGUMENT INVALID_PAGE_TOKEN, PAGE_TOKEN_MISMATCH: see access.proto.
     - FAILED_PRECONDITION USER_NOT_FOUND: creator_id or participant_id names nobody.
     """
-    ListUserConversations: _aio.UnaryUnaryMultiCallable[_conversation_pb2.ListUserConversationsRequest, _conversation_pb2.ListUserConversationsResponse]
+    ListUserConversations: _grpc.UnaryUnaryMultiCallable[_conversation_pb2.ListUserConversationsRequest, _conversation_pb2.ListUserConversationsResponse]
     """Lists one user's conversations, the one with the latest activity first, each with the user's
     participant, the last message it may see, and how many it has not read: all that an inbox
     shows. An actor sees its own only. Deleted conversations are passed over. One in which the user
@@ -92,7 +108,7 @@ class ConversationServiceStub:
     - PERMISSION_DENIED PERMISSION_DENIED: the actor asks for another user's.
     - NOT_FOUND USER_NOT_FOUND: there is no such user.
     """
-    UpdateConversation: _aio.UnaryUnaryMultiCallable[_conversation_pb2.UpdateConversationRequest, _conversation_pb2.UpdateConversationResponse]
+    UpdateConversation: _grpc.UnaryUnaryMultiCallable[_conversation_pb2.UpdateConversationRequest, _conversation_pb2.UpdateConversationResponse]
     """Changes a conversation, archives it (is_active false), or takes it out of the archive. An actor
     must be OWNER or MODERATOR. An archived conversation takes only a change that sets is_active to
     true, with or without others.
@@ -108,7 +124,7 @@ class ConversationServiceStub:
     - FAILED_PRECONDITION CONVERSATION_DELETED, CONVERSATION_ARCHIVED.
     - ABORTED ETAG_MISMATCH: the conversation changed since the etag was read.
     """
-    DeleteConversation: _aio.UnaryUnaryMultiCallable[_conversation_pb2.DeleteConversationRequest, _conversation_pb2.DeleteConversationResponse]
+    DeleteConversation: _grpc.UnaryUnaryMultiCallable[_conversation_pb2.DeleteConversationRequest, _conversation_pb2.DeleteConversationResponse]
     """Marks a conversation as deleted. Nothing beneath it changes: participants and messages stay,
     the slug and external_id stay taken. Its participants still see that it is there, and deleted;
     what is in it can no longer be read, sent or changed: FAILED_PRECONDITION CONVERSATION_DELETED.
@@ -125,7 +141,7 @@ class ConversationServiceStub:
     - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
     - ABORTED ETAG_MISMATCH: the conversation changed since the etag was read.
     """
-    UndeleteConversation: _aio.UnaryUnaryMultiCallable[_conversation_pb2.UndeleteConversationRequest, _conversation_pb2.UndeleteConversationResponse]
+    UndeleteConversation: _grpc.UnaryUnaryMultiCallable[_conversation_pb2.UndeleteConversationRequest, _conversation_pb2.UndeleteConversationResponse]
     """Takes the mark of DeleteConversation away: everything is as it was before. An actor must be
     OWNER.
 
@@ -138,7 +154,146 @@ class ConversationServiceStub:
     - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
     - ABORTED ETAG_MISMATCH: the conversation changed since the etag was read.
     """
-    PurgeConversation: _aio.UnaryUnaryMultiCallable[_conversation_pb2.PurgeConversationRequest, _conversation_pb2.PurgeConversationResponse]
+    PurgeConversation: _grpc.UnaryUnaryMultiCallable[_conversation_pb2.PurgeConversationRequest, _conversation_pb2.PurgeConversationResponse]
+    """Removes a deleted conversation for good, with its messages, participants and events. Its slug
+    and external_id are free again, and one event without content says that it is gone. There is no
+    way back.
+
+    Safe to repeat with a request_id (the first call's counts are answered) or allow_missing.
+
+    Raises:
+    - NOT_FOUND CONVERSATION_NOT_FOUND: there is none, or it was purged (unless allow_missing).
+    - FAILED_PRECONDITION NOT_DELETED: the conversation is not deleted.
+    - ABORTED ETAG_MISMATCH: the conversation changed since the etag was read.
+    """
+
+@_typing.type_check_only
+class ConversationServiceAsyncStub(ConversationServiceStub):
+    """Keeps conversations, and each user's view of them: the inbox.
+
+    What all RPCs have in common (actors, request_id, etags, pages, errors) is said in access.proto;
+    each adds its own here.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    CreateConversation: _aio.UnaryUnaryMultiCallable[_conversation_pb2.CreateConversationRequest, _conversation_pb2.CreateConversationResponse]  # type: ignore[assignment]
+    """Makes a conversation with its creator, other participants, invitations and a first message, all
+    in one step. The creator is OWNER and JOINED; it invites, and the first message goes with each
+    invitation.
+
+    Safe to repeat with a request_id, or with a slug or external_id of its own: the second call is
+    then ALREADY_EXISTS and names the conversation.
+
+    Limits: 1,000 participants and invitations, the creator among them.
+
+    Raises:
+    - INVALID_ARGUMENT: a user is named twice among participants and invitations (the creator may
+      be), or a rule of NewMessage is broken.
+    - PERMISSION_DENIED PERMISSION_DENIED: the actor names another creator or sender.
+    - PERMISSION_DENIED ROLE_NOT_ALLOWED: the sender may not send the first message's role.
+    - ALREADY_EXISTS SLUG_TAKEN, EXTERNAL_ID_TAKEN: another conversation has it, be it a deleted
+      one.
+    - FAILED_PRECONDITION USER_NOT_FOUND, USER_INACTIVE: a user named does not exist, or is
+      inactive or deleted.
+    - FAILED_PRECONDITION NOT_A_PARTICIPANT: the first message's sender is neither the creator nor
+      among the participants.
+    - FAILED_PRECONDITION REPLY_TO_NOT_FOUND, PARENT_NOT_FOUND: the first message names another.
+    - FAILED_PRECONDITION CONVERSATION_ARCHIVED: is_active is false, and there is a first message.
+    - FAILED_PRECONDITION REQUEST_ID_REUSED: the request_id stands for another request.
+    """
+    GetOrCreateDirectConversation: _aio.UnaryUnaryMultiCallable[_conversation_pb2.GetOrCreateDirectConversationRequest, _conversation_pb2.GetOrCreateDirectConversationResponse]  # type: ignore[assignment]
+    """Finds the direct conversation of two users, or makes it. There is one for each pair, whoever
+    asks first and however many ask at once. Both are OWNER and JOINED; whoever had left joins
+    again.
+
+    Safe to repeat, with or without a request_id.
+
+    Raises:
+    - INVALID_ARGUMENT DUPLICATE: both users are the same.
+    - PERMISSION_DENIED PERMISSION_DENIED: the actor asks in another user's name.
+    - FAILED_PRECONDITION USER_NOT_FOUND, USER_INACTIVE: a user named does not exist, or is
+      inactive or deleted.
+    - FAILED_PRECONDITION CONVERSATION_DELETED: there is one, and it is deleted.
+    - FAILED_PRECONDITION CONVERSATION_ARCHIVED: somebody would have to join it again, and it is
+      archived.
+    """
+    GetConversation: _aio.UnaryUnaryMultiCallable[_conversation_pb2.GetConversationRequest, _conversation_pb2.GetConversationResponse]  # type: ignore[assignment]
+    """Finds one conversation. Who is joined sees all of it; who is invited sees id, title and
+    creator_id; who has left or was removed sees id, slug, title, and last_sequence as of then. A
+    deleted one is still found by those who are joined, with its delete_time.
+
+    Raises:
+    - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
+    """
+    ListConversations: _aio.UnaryUnaryMultiCallable[_conversation_pb2.ListConversationsRequest, _conversation_pb2.ListConversationsResponse]  # type: ignore[assignment]
+    """Lists conversations, newest first: for an actor those in which it is joined, for the system
+    all. All filters given must hold. See ListUserConversations for an inbox.
+
+    Raises:
+    - INVALID_ARGUMENT INVALID_PAGE_TOKEN, PAGE_TOKEN_MISMATCH: see access.proto.
+    - FAILED_PRECONDITION USER_NOT_FOUND: creator_id or participant_id names nobody.
+    """
+    ListUserConversations: _aio.UnaryUnaryMultiCallable[_conversation_pb2.ListUserConversationsRequest, _conversation_pb2.ListUserConversationsResponse]  # type: ignore[assignment]
+    """Lists one user's conversations, the one with the latest activity first, each with the user's
+    participant, the last message it may see, and how many it has not read: all that an inbox
+    shows. An actor sees its own only. Deleted conversations are passed over. One in which the user
+    is not joined stands where its invitation, leave or removal put it.
+
+    Its pages hold still: they show every conversation once, where it stood when the first page was
+    read, though messages come in meanwhile. Start again without a token to see it on top.
+
+    Raises:
+    - INVALID_ARGUMENT INVALID_PAGE_TOKEN, PAGE_TOKEN_MISMATCH: see access.proto.
+    - PERMISSION_DENIED PERMISSION_DENIED: the actor asks for another user's.
+    - NOT_FOUND USER_NOT_FOUND: there is no such user.
+    """
+    UpdateConversation: _aio.UnaryUnaryMultiCallable[_conversation_pb2.UpdateConversationRequest, _conversation_pb2.UpdateConversationResponse]  # type: ignore[assignment]
+    """Changes a conversation, archives it (is_active false), or takes it out of the archive. An actor
+    must be OWNER or MODERATOR. An archived conversation takes only a change that sets is_active to
+    true, with or without others.
+
+    Safe to repeat: with a request_id, or with an etag, since the first call makes it stale.
+
+    Raises:
+    - INVALID_ARGUMENT INVALID_METADATA: metadata_patch would make metadata larger than its limits.
+    - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
+    - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
+    - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
+    - ALREADY_EXISTS SLUG_TAKEN: another conversation has the slug, be it a deleted one.
+    - FAILED_PRECONDITION CONVERSATION_DELETED, CONVERSATION_ARCHIVED.
+    - ABORTED ETAG_MISMATCH: the conversation changed since the etag was read.
+    """
+    DeleteConversation: _aio.UnaryUnaryMultiCallable[_conversation_pb2.DeleteConversationRequest, _conversation_pb2.DeleteConversationResponse]  # type: ignore[assignment]
+    """Marks a conversation as deleted. Nothing beneath it changes: participants and messages stay,
+    the slug and external_id stay taken. Its participants still see that it is there, and deleted;
+    what is in it can no longer be read, sent or changed: FAILED_PRECONDITION CONVERSATION_DELETED.
+    Watch and ListEvents go on, without messages, and invitations can still be declined and
+    revoked, the conversation left. An actor must be OWNER; an archived one can be deleted too.
+    UndeleteConversation takes the mark away; PurgeConversation removes for good.
+
+    Safe to repeat with a request_id or allow_missing.
+
+    Raises:
+    - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see, or it is deleted
+      already (unless allow_missing).
+    - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
+    - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
+    - ABORTED ETAG_MISMATCH: the conversation changed since the etag was read.
+    """
+    UndeleteConversation: _aio.UnaryUnaryMultiCallable[_conversation_pb2.UndeleteConversationRequest, _conversation_pb2.UndeleteConversationResponse]  # type: ignore[assignment]
+    """Takes the mark of DeleteConversation away: everything is as it was before. An actor must be
+    OWNER.
+
+    Safe to repeat with a request_id.
+
+    Raises:
+    - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see, or it was purged.
+    - ALREADY_EXISTS NOT_DELETED: the conversation is not deleted.
+    - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
+    - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
+    - ABORTED ETAG_MISMATCH: the conversation changed since the etag was read.
+    """
+    PurgeConversation: _aio.UnaryUnaryMultiCallable[_conversation_pb2.PurgeConversationRequest, _conversation_pb2.PurgeConversationResponse]  # type: ignore[assignment]
     """Removes a deleted conversation for good, with its messages, participants and events. Its slug
     and external_id are free again, and one event without content says that it is gone. There is no
     way back.
@@ -162,7 +317,7 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _conversation_pb2.CreateConversationRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_conversation_pb2.CreateConversationResponse]:
+    ) -> _typing.Union[_conversation_pb2.CreateConversationResponse, _abc.Awaitable[_conversation_pb2.CreateConversationResponse]]:
         """Makes a conversation with its creator, other participants, invitations and a first message, all
         in one step. The creator is OWNER and JOINED; it invites, and the first message goes with each
         invitation.
@@ -192,7 +347,7 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _conversation_pb2.GetOrCreateDirectConversationRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_conversation_pb2.GetOrCreateDirectConversationResponse]:
+    ) -> _typing.Union[_conversation_pb2.GetOrCreateDirectConversationResponse, _abc.Awaitable[_conversation_pb2.GetOrCreateDirectConversationResponse]]:
         """Finds the direct conversation of two users, or makes it. There is one for each pair, whoever
         asks first and however many ask at once. Both are OWNER and JOINED; whoever had left joins
         again.
@@ -213,7 +368,7 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _conversation_pb2.GetConversationRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_conversation_pb2.GetConversationResponse]:
+    ) -> _typing.Union[_conversation_pb2.GetConversationResponse, _abc.Awaitable[_conversation_pb2.GetConversationResponse]]:
         """Finds one conversation. Who is joined sees all of it; who is invited sees id, title and
         creator_id; who has left or was removed sees id, slug, title, and last_sequence as of then. A
         deleted one is still found by those who are joined, with its delete_time.
@@ -226,7 +381,7 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _conversation_pb2.ListConversationsRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_conversation_pb2.ListConversationsResponse]:
+    ) -> _typing.Union[_conversation_pb2.ListConversationsResponse, _abc.Awaitable[_conversation_pb2.ListConversationsResponse]]:
         """Lists conversations, newest first: for an actor those in which it is joined, for the system
         all. All filters given must hold. See ListUserConversations for an inbox.
 
@@ -239,7 +394,7 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _conversation_pb2.ListUserConversationsRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_conversation_pb2.ListUserConversationsResponse]:
+    ) -> _typing.Union[_conversation_pb2.ListUserConversationsResponse, _abc.Awaitable[_conversation_pb2.ListUserConversationsResponse]]:
         """Lists one user's conversations, the one with the latest activity first, each with the user's
         participant, the last message it may see, and how many it has not read: all that an inbox
         shows. An actor sees its own only. Deleted conversations are passed over. One in which the user
@@ -258,7 +413,7 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _conversation_pb2.UpdateConversationRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_conversation_pb2.UpdateConversationResponse]:
+    ) -> _typing.Union[_conversation_pb2.UpdateConversationResponse, _abc.Awaitable[_conversation_pb2.UpdateConversationResponse]]:
         """Changes a conversation, archives it (is_active false), or takes it out of the archive. An actor
         must be OWNER or MODERATOR. An archived conversation takes only a change that sets is_active to
         true, with or without others.
@@ -279,7 +434,7 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _conversation_pb2.DeleteConversationRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_conversation_pb2.DeleteConversationResponse]:
+    ) -> _typing.Union[_conversation_pb2.DeleteConversationResponse, _abc.Awaitable[_conversation_pb2.DeleteConversationResponse]]:
         """Marks a conversation as deleted. Nothing beneath it changes: participants and messages stay,
         the slug and external_id stay taken. Its participants still see that it is there, and deleted;
         what is in it can no longer be read, sent or changed: FAILED_PRECONDITION CONVERSATION_DELETED.
@@ -301,7 +456,7 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _conversation_pb2.UndeleteConversationRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_conversation_pb2.UndeleteConversationResponse]:
+    ) -> _typing.Union[_conversation_pb2.UndeleteConversationResponse, _abc.Awaitable[_conversation_pb2.UndeleteConversationResponse]]:
         """Takes the mark of DeleteConversation away: everything is as it was before. An actor must be
         OWNER.
 
@@ -319,7 +474,7 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _conversation_pb2.PurgeConversationRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_conversation_pb2.PurgeConversationResponse]:
+    ) -> _typing.Union[_conversation_pb2.PurgeConversationResponse, _abc.Awaitable[_conversation_pb2.PurgeConversationResponse]]:
         """Removes a deleted conversation for good, with its messages, participants and events. Its slug
         and external_id are free again, and one event without content says that it is gone. There is no
         way back.
@@ -332,4 +487,4 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         - ABORTED ETAG_MISMATCH: the conversation changed since the etag was read.
         """
 
-def add_ConversationServiceServicer_to_server(servicer: ConversationServiceServicer, server: _aio.Server) -> None: ...
+def add_ConversationServiceServicer_to_server(servicer: ConversationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -4,11 +4,24 @@ isort:skip_file
 Events: all that happened to conversations, in order and without a hole."""
 
 from collections import abc as _abc
-import typing as _typing
 from grpc import aio as _aio
 from parley.v1 import event_pb2 as _event_pb2
 import abc as _abc_1
+import grpc as _grpc
+import sys
+import typing as _typing
 
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
+
+_T = _typing.TypeVar("_T")
+
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
+    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -34,8 +47,11 @@ class EventServiceStub:
     conversations; of a deleted one, events of messages come without their message.
     """
 
-    def __init__(self, channel: _aio.Channel) -> None: ...
-    Watch: _aio.UnaryStreamMultiCallable[_event_pb2.WatchRequest, _event_pb2.WatchResponse]
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> EventServiceAsyncStub: ...
+    Watch: _grpc.UnaryStreamMultiCallable[_event_pb2.WatchRequest, _event_pb2.WatchResponse]
     """Streams events as they happen, after those that happened since the start asked for: there is no
     gap and no event twice between the two. The stream goes on until the client ends it, or the
     server has to.
@@ -62,7 +78,72 @@ class EventServiceStub:
     - RESOURCE_EXHAUSTED WATCH_TOO_SLOW: nothing was read from the stream for 30 seconds.
     - UNAVAILABLE SHUTTING_DOWN, DATABASE_UNAVAILABLE: go on at another server, or later.
     """
-    ListEvents: _aio.UnaryUnaryMultiCallable[_event_pb2.ListEventsRequest, _event_pb2.ListEventsResponse]
+    ListEvents: _grpc.UnaryUnaryMultiCallable[_event_pb2.ListEventsRequest, _event_pb2.ListEventsResponse]
+    """Reads the same events page by page, without waiting for new ones. Call again with the cursor of
+    the answer, at once while caught_up is false, whenever you like after that.
+
+    Raises:
+    - INVALID_ARGUMENT: no scope is given, or the one given is false.
+    - INVALID_ARGUMENT INVALID_CURSOR: not a cursor of ours, or that of another scope or actor.
+    - OUT_OF_RANGE CURSOR_EXPIRED: a cursor from before the database was restored, or from its
+      future. Start again from the oldest event, or from a fresh reading.
+    - NOT_FOUND CONVERSATION_NOT_FOUND, USER_NOT_FOUND: there is none that the actor can see.
+    - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is only invited.
+    - PERMISSION_DENIED ACCESS_LOST: the actor has left or was removed; all it may see was read.
+    - PERMISSION_DENIED PERMISSION_DENIED: the actor reads of another user, or everything.
+    """
+
+@_typing.type_check_only
+class EventServiceAsyncStub(EventServiceStub):
+    """Tells what happened to conversations, from the beginning or from any point on.
+
+    The events of a conversation have the versions 1, 2, 3 ... without a hole, for as long as it
+    exists. What the reader may not see comes as WITHHELD, with its versions, so that a reader can
+    prove that it misses nothing. The one jump is PURGED, after which nothing is left.
+
+    There are three scopes: one conversation; one user: every event about its own participants, so
+    that invitations arrive, and every event of a conversation at a time at which it was joined
+    there; everything, for the system. In the wider scopes the events of one conversation are in
+    order, and conversations come in the order of their commits.
+
+    To keep a copy up to date, take the latest resource of each kind and id: this gives what Get and
+    List show. To know how it came about, read the facts. Users have no events.
+
+    A cursor stands for a place in one scope. It is opaque, works in Watch and in ListEvents and
+    across restarts, and belongs to its scope and actor. What all RPCs have in common (actors,
+    errors) is said in access.proto; each adds its own here. Both work in archived and deleted
+    conversations; of a deleted one, events of messages come without their message.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Watch: _aio.UnaryStreamMultiCallable[_event_pb2.WatchRequest, _event_pb2.WatchResponse]  # type: ignore[assignment]
+    """Streams events as they happen, after those that happened since the start asked for: there is no
+    gap and no event twice between the two. The stream goes on until the client ends it, or the
+    server has to.
+
+    An actor watches its own user, and conversations that it is in; who has left or was removed
+    gets the events up to that one, and then PERMISSION_DENIED ACCESS_LOST. Who loses access while
+    watching likewise.
+
+    Safe to repeat: after any end, call again with resume_cursor set to the last cursor received.
+
+    Limits: 32 watches for one actor, 2,000 for one server process. A response every 15 seconds at
+    least; one that says nothing new has a fresh cursor.
+
+    Raises:
+    - INVALID_ARGUMENT: no scope is given, or the one given is false.
+    - INVALID_ARGUMENT INVALID_CURSOR: not a cursor of ours, or that of another scope or actor.
+    - OUT_OF_RANGE CURSOR_EXPIRED: a cursor from before the database was restored, or from its
+      future. Start again from the oldest event, or from a fresh reading.
+    - NOT_FOUND CONVERSATION_NOT_FOUND, USER_NOT_FOUND: there is none that the actor can see.
+    - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is only invited.
+    - PERMISSION_DENIED ACCESS_LOST: the actor has left or was removed; all it may see was sent.
+    - PERMISSION_DENIED PERMISSION_DENIED: the actor watches another user, or everything.
+    - RESOURCE_EXHAUSTED RATE_LIMITED, with QuotaFailure: too many watches.
+    - RESOURCE_EXHAUSTED WATCH_TOO_SLOW: nothing was read from the stream for 30 seconds.
+    - UNAVAILABLE SHUTTING_DOWN, DATABASE_UNAVAILABLE: go on at another server, or later.
+    """
+    ListEvents: _aio.UnaryUnaryMultiCallable[_event_pb2.ListEventsRequest, _event_pb2.ListEventsResponse]  # type: ignore[assignment]
     """Reads the same events page by page, without waiting for new ones. Call again with the cursor of
     the answer, at once while caught_up is false, whenever you like after that.
 
@@ -102,7 +183,7 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _event_pb2.WatchRequest,
         context: _typing.Any,
-    ) -> _abc.AsyncIterator[_event_pb2.WatchResponse]:
+    ) -> _typing.Union[_abc.Iterator[_event_pb2.WatchResponse], _abc.AsyncIterator[_event_pb2.WatchResponse]]:
         """Streams events as they happen, after those that happened since the start asked for: there is no
         gap and no event twice between the two. The stream goes on until the client ends it, or the
         server has to.
@@ -134,7 +215,7 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _event_pb2.ListEventsRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_event_pb2.ListEventsResponse]:
+    ) -> _typing.Union[_event_pb2.ListEventsResponse, _abc.Awaitable[_event_pb2.ListEventsResponse]]:
         """Reads the same events page by page, without waiting for new ones. Call again with the cursor of
         the answer, at once while caught_up is false, whenever you like after that.
 
@@ -149,4 +230,4 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         - PERMISSION_DENIED PERMISSION_DENIED: the actor reads of another user, or everything.
         """
 
-def add_EventServiceServicer_to_server(servicer: EventServiceServicer, server: _aio.Server) -> None: ...
+def add_EventServiceServicer_to_server(servicer: EventServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -4,11 +4,24 @@ isort:skip_file
 Live messages: messages that others can read while they grow."""
 
 from collections import abc as _abc
-import typing as _typing
 from grpc import aio as _aio
 from parley.v1 import live_message_pb2 as _live_message_pb2
 import abc as _abc_1
+import grpc as _grpc
+import sys
+import typing as _typing
 
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
+
+_T = _typing.TypeVar("_T")
+
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
+    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -23,8 +36,11 @@ class LiveMessageServiceStub:
     adds its own here. A server that does not serve this yet answers UNIMPLEMENTED NOT_IMPLEMENTED.
     """
 
-    def __init__(self, channel: _aio.Channel) -> None: ...
-    StreamMessage: _aio.StreamStreamMultiCallable[_live_message_pb2.StreamMessageRequest, _live_message_pb2.StreamMessageResponse]
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> LiveMessageServiceAsyncStub: ...
+    StreamMessage: _grpc.StreamStreamMultiCallable[_live_message_pb2.StreamMessageRequest, _live_message_pb2.StreamMessageResponse]
     """Writes one live message. The first frame opens a new one or resumes one that was interrupted;
     then append as often as needed, and finish or abort. The server acknowledges what is durable,
     and tells when somebody cancels. The sender's rights are those of SendMessage.
@@ -41,21 +57,76 @@ class LiveMessageServiceStub:
     - OUT_OF_RANGE: an append begins beyond what has arrived.
     - ABORTED: another producer has resumed the message since.
     """
-    GetLiveMessage: _aio.UnaryUnaryMultiCallable[_live_message_pb2.GetLiveMessageRequest, _live_message_pb2.GetLiveMessageResponse]
+    GetLiveMessage: _grpc.UnaryUnaryMultiCallable[_live_message_pb2.GetLiveMessageRequest, _live_message_pb2.GetLiveMessageResponse]
     """Finds one open live message, with the text that has arrived so far.
 
     Raises:
     - NOT_FOUND CONVERSATION_NOT_FOUND, MESSAGE_NOT_FOUND: there is none that the actor can see, or
       it is no longer open. See GetMessage.
     """
-    ListLiveMessages: _aio.UnaryUnaryMultiCallable[_live_message_pb2.ListLiveMessagesRequest, _live_message_pb2.ListLiveMessagesResponse]
+    ListLiveMessages: _grpc.UnaryUnaryMultiCallable[_live_message_pb2.ListLiveMessagesRequest, _live_message_pb2.ListLiveMessagesResponse]
     """Lists the open live messages of a conversation, oldest first.
 
     Raises:
     - INVALID_ARGUMENT INVALID_PAGE_TOKEN, PAGE_TOKEN_MISMATCH: see access.proto.
     - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
     """
-    CancelLiveMessage: _aio.UnaryUnaryMultiCallable[_live_message_pb2.CancelLiveMessageRequest, _live_message_pb2.CancelLiveMessageResponse]
+    CancelLiveMessage: _grpc.UnaryUnaryMultiCallable[_live_message_pb2.CancelLiveMessageRequest, _live_message_pb2.CancelLiveMessageResponse]
+    """Asks the producer of a live message to stop. It is told at once, and ends the message as it
+    sees fit. An actor must be joined as OWNER, MODERATOR or MEMBER.
+
+    Safe to repeat, with or without a request_id.
+
+    Raises:
+    - NOT_FOUND CONVERSATION_NOT_FOUND, MESSAGE_NOT_FOUND: there is none that the actor can see, or
+      it is no longer open.
+    - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
+    """
+
+@_typing.type_check_only
+class LiveMessageServiceAsyncStub(LiveMessageServiceStub):
+    """Keeps messages that are still being written, such as a model's answer. A producer streams the
+    text; all who watch the conversation with include_live read it as it grows, and may cancel it.
+    When it is finished it becomes one message, and only then gets its sequence. When its producer
+    goes silent for longer than its lease, what has arrived becomes an INCOMPLETE message.
+
+    What all RPCs have in common (actors, request_id, pages, errors) is said in access.proto; each
+    adds its own here. A server that does not serve this yet answers UNIMPLEMENTED NOT_IMPLEMENTED.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    StreamMessage: _aio.StreamStreamMultiCallable[_live_message_pb2.StreamMessageRequest, _live_message_pb2.StreamMessageResponse]  # type: ignore[assignment]
+    """Writes one live message. The first frame opens a new one or resumes one that was interrupted;
+    then append as often as needed, and finish or abort. The server acknowledges what is durable,
+    and tells when somebody cancels. The sender's rights are those of SendMessage.
+
+    Safe to repeat: after a broken stream, resume, and append from the offset in `opened` on; text
+    that is there already is not added again. An `open` repeated with its request_id resumes, or
+    answers the finished message.
+
+    Limits: content 256 KiB; a lease of 5 to 300 seconds.
+
+    Raises what SendMessage raises, and:
+    - INVALID_ARGUMENT: frames in a wrong order.
+    - NOT_FOUND MESSAGE_NOT_FOUND: resume finds no open live message that the actor may write.
+    - OUT_OF_RANGE: an append begins beyond what has arrived.
+    - ABORTED: another producer has resumed the message since.
+    """
+    GetLiveMessage: _aio.UnaryUnaryMultiCallable[_live_message_pb2.GetLiveMessageRequest, _live_message_pb2.GetLiveMessageResponse]  # type: ignore[assignment]
+    """Finds one open live message, with the text that has arrived so far.
+
+    Raises:
+    - NOT_FOUND CONVERSATION_NOT_FOUND, MESSAGE_NOT_FOUND: there is none that the actor can see, or
+      it is no longer open. See GetMessage.
+    """
+    ListLiveMessages: _aio.UnaryUnaryMultiCallable[_live_message_pb2.ListLiveMessagesRequest, _live_message_pb2.ListLiveMessagesResponse]  # type: ignore[assignment]
+    """Lists the open live messages of a conversation, oldest first.
+
+    Raises:
+    - INVALID_ARGUMENT INVALID_PAGE_TOKEN, PAGE_TOKEN_MISMATCH: see access.proto.
+    - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
+    """
+    CancelLiveMessage: _aio.UnaryUnaryMultiCallable[_live_message_pb2.CancelLiveMessageRequest, _live_message_pb2.CancelLiveMessageResponse]  # type: ignore[assignment]
     """Asks the producer of a live message to stop. It is told at once, and ends the message as it
     sees fit. An actor must be joined as OWNER, MODERATOR or MEMBER.
 
@@ -79,9 +150,9 @@ class LiveMessageServiceServicer(metaclass=_abc_1.ABCMeta):
 
     def StreamMessage(
         self,
-        request_iterator: _abc.AsyncIterator[_live_message_pb2.StreamMessageRequest],
+        request_iterator: _MaybeAsyncIterator[_live_message_pb2.StreamMessageRequest],
         context: _typing.Any,
-    ) -> _abc.AsyncIterator[_live_message_pb2.StreamMessageResponse]:
+    ) -> _typing.Union[_abc.Iterator[_live_message_pb2.StreamMessageResponse], _abc.AsyncIterator[_live_message_pb2.StreamMessageResponse]]:
         """Writes one live message. The first frame opens a new one or resumes one that was interrupted;
         then append as often as needed, and finish or abort. The server acknowledges what is durable,
         and tells when somebody cancels. The sender's rights are those of SendMessage.
@@ -103,7 +174,7 @@ class LiveMessageServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _live_message_pb2.GetLiveMessageRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_live_message_pb2.GetLiveMessageResponse]:
+    ) -> _typing.Union[_live_message_pb2.GetLiveMessageResponse, _abc.Awaitable[_live_message_pb2.GetLiveMessageResponse]]:
         """Finds one open live message, with the text that has arrived so far.
 
         Raises:
@@ -115,7 +186,7 @@ class LiveMessageServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _live_message_pb2.ListLiveMessagesRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_live_message_pb2.ListLiveMessagesResponse]:
+    ) -> _typing.Union[_live_message_pb2.ListLiveMessagesResponse, _abc.Awaitable[_live_message_pb2.ListLiveMessagesResponse]]:
         """Lists the open live messages of a conversation, oldest first.
 
         Raises:
@@ -127,7 +198,7 @@ class LiveMessageServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _live_message_pb2.CancelLiveMessageRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_live_message_pb2.CancelLiveMessageResponse]:
+    ) -> _typing.Union[_live_message_pb2.CancelLiveMessageResponse, _abc.Awaitable[_live_message_pb2.CancelLiveMessageResponse]]:
         """Asks the producer of a live message to stop. It is told at once, and ends the message as it
         sees fit. An actor must be joined as OWNER, MODERATOR or MEMBER.
 
@@ -139,4 +210,4 @@ class LiveMessageServiceServicer(metaclass=_abc_1.ABCMeta):
         - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
         """
 
-def add_LiveMessageServiceServicer_to_server(servicer: LiveMessageServiceServicer, server: _aio.Server) -> None: ...
+def add_LiveMessageServiceServicer_to_server(servicer: LiveMessageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -4,11 +4,24 @@ isort:skip_file
 Messages: what is said in a conversation, numbered without gaps."""
 
 from collections import abc as _abc
-import typing as _typing
 from grpc import aio as _aio
 from parley.v1 import message_pb2 as _message_pb2
 import abc as _abc_1
+import grpc as _grpc
+import sys
+import typing as _typing
 
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
+
+_T = _typing.TypeVar("_T")
+
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
+    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -30,8 +43,11 @@ class MessageServiceStub:
     CONVERSATION_DELETED; of an archived one, every RPC that changes something CONVERSATION_ARCHIVED.
     """
 
-    def __init__(self, channel: _aio.Channel) -> None: ...
-    SendMessage: _aio.UnaryUnaryMultiCallable[_message_pb2.SendMessageRequest, _message_pb2.SendMessageResponse]
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> MessageServiceAsyncStub: ...
+    SendMessage: _grpc.UnaryUnaryMultiCallable[_message_pb2.SendMessageRequest, _message_pb2.SendMessageResponse]
     """Stores one message as the next of its conversation.
 
     An actor must be joined as OWNER, MODERATOR or MEMBER. With the answer the message is durable,
@@ -57,7 +73,7 @@ class MessageServiceStub:
     - ALREADY_EXISTS EXTERNAL_ID_TAKEN: a message of this conversation has this external_id.
     - ABORTED SEQUENCE_MISMATCH: expected_last_sequence is stale; last_sequence is in the metadata.
     """
-    BatchSendMessages: _aio.UnaryUnaryMultiCallable[_message_pb2.BatchSendMessagesRequest, _message_pb2.BatchSendMessagesResponse]
+    BatchSendMessages: _grpc.UnaryUnaryMultiCallable[_message_pb2.BatchSendMessagesRequest, _message_pb2.BatchSendMessagesResponse]
     """Stores several messages as the next of one conversation: all or none, in the order given, with
     consecutive sequences and nobody's message in between.
 
@@ -68,7 +84,7 @@ class MessageServiceStub:
     Raises what SendMessage raises. The field named is that of the message, as in
     `messages[37].content`.
     """
-    GetMessage: _aio.UnaryUnaryMultiCallable[_message_pb2.GetMessageRequest, _message_pb2.GetMessageResponse]
+    GetMessage: _grpc.UnaryUnaryMultiCallable[_message_pb2.GetMessageRequest, _message_pb2.GetMessageResponse]
     """Finds one message by id or by sequence. A deleted one is found as a tombstone: without content
     and metadata.
 
@@ -76,14 +92,14 @@ class MessageServiceStub:
     - NOT_FOUND CONVERSATION_NOT_FOUND, MESSAGE_NOT_FOUND: there is none that the actor can see, or
       the id is that of a message elsewhere.
     """
-    BatchGetMessages: _aio.UnaryUnaryMultiCallable[_message_pb2.BatchGetMessagesRequest, _message_pb2.BatchGetMessagesResponse]
+    BatchGetMessages: _grpc.UnaryUnaryMultiCallable[_message_pb2.BatchGetMessagesRequest, _message_pb2.BatchGetMessagesResponse]
     """Finds up to 500 messages of one conversation at once. Those that are missing, or hidden from
     the actor, are no error: they are listed.
 
     Raises:
     - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
     """
-    ListMessages: _aio.UnaryUnaryMultiCallable[_message_pb2.ListMessagesRequest, _message_pb2.ListMessagesResponse]
+    ListMessages: _grpc.UnaryUnaryMultiCallable[_message_pb2.ListMessagesRequest, _message_pb2.ListMessagesResponse]
     """Lists messages of one conversation by sequence, newest first unless order_by says otherwise;
     deleted ones as tombstones. All filters given must hold. Pages lead in both directions, and may
     start around a message in the middle. Each page costs the same, however deep.
@@ -95,7 +111,7 @@ class MessageServiceStub:
     - NOT_FOUND MESSAGE_NOT_FOUND: the message to list around is not there for the actor.
     - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is only invited.
     """
-    SearchMessages: _aio.UnaryUnaryMultiCallable[_message_pb2.SearchMessagesRequest, _message_pb2.SearchMessagesResponse]
+    SearchMessages: _grpc.UnaryUnaryMultiCallable[_message_pb2.SearchMessagesRequest, _message_pb2.SearchMessagesResponse]
     """Searches the text of messages, newest first: in one conversation, or in all that the actor may
     read (for the system: all there are). Deleted messages and conversations are not found.
 
@@ -119,7 +135,7 @@ class MessageServiceStub:
     - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is only invited to that conversation.
     - FAILED_PRECONDITION USER_NOT_FOUND: there is no user sender_id.
     """
-    UpdateMessage: _aio.UnaryUnaryMultiCallable[_message_pb2.UpdateMessageRequest, _message_pb2.UpdateMessageResponse]
+    UpdateMessage: _grpc.UnaryUnaryMultiCallable[_message_pb2.UpdateMessageRequest, _message_pb2.UpdateMessageResponse]
     """Edits a message. An actor may edit its own, while joined as OWNER, MODERATOR or MEMBER; the
     system anybody's. What the message was before is kept as a revision; its sequence and place
     stay.
@@ -137,7 +153,7 @@ class MessageServiceStub:
     - FAILED_PRECONDITION CONVERSATION_DELETED, CONVERSATION_ARCHIVED.
     - ABORTED ETAG_MISMATCH: the message changed since the etag was read.
     """
-    ListMessageRevisions: _aio.UnaryUnaryMultiCallable[_message_pb2.ListMessageRevisionsRequest, _message_pb2.ListMessageRevisionsResponse]
+    ListMessageRevisions: _grpc.UnaryUnaryMultiCallable[_message_pb2.ListMessageRevisionsRequest, _message_pb2.ListMessageRevisionsResponse]
     """Lists what a message has said over time, newest revision first, the present one included, to
     whoever may read the message. Of a deleted message there are none to see, for nobody, until it
     is undeleted.
@@ -146,7 +162,7 @@ class MessageServiceStub:
     - INVALID_ARGUMENT INVALID_PAGE_TOKEN, PAGE_TOKEN_MISMATCH: see access.proto.
     - NOT_FOUND CONVERSATION_NOT_FOUND, MESSAGE_NOT_FOUND: there is none that the actor can see.
     """
-    DeleteMessage: _aio.UnaryUnaryMultiCallable[_message_pb2.DeleteMessageRequest, _message_pb2.DeleteMessageResponse]
+    DeleteMessage: _grpc.UnaryUnaryMultiCallable[_message_pb2.DeleteMessageRequest, _message_pb2.DeleteMessageResponse]
     """Makes a message a tombstone: its sequence stays, its content and metadata are no longer shown.
     An actor may delete its own while joined as MEMBER or above; an OWNER or MODERATOR anybody's.
     Its tokens stay counted. UndeleteMessage brings it back.
@@ -162,7 +178,173 @@ class MessageServiceStub:
     - FAILED_PRECONDITION CONVERSATION_DELETED, CONVERSATION_ARCHIVED.
     - ABORTED ETAG_MISMATCH: the message changed since the etag was read.
     """
-    UndeleteMessage: _aio.UnaryUnaryMultiCallable[_message_pb2.UndeleteMessageRequest, _message_pb2.UndeleteMessageResponse]
+    UndeleteMessage: _grpc.UnaryUnaryMultiCallable[_message_pb2.UndeleteMessageRequest, _message_pb2.UndeleteMessageResponse]
+    """Brings a deleted message back, with its content and metadata. An actor may bring back what it
+    deleted itself, while joined as MEMBER or above; an OWNER or MODERATOR anything. So an author
+    does not bring back what a moderator removed.
+
+    Safe to repeat with a request_id.
+
+    Raises:
+    - NOT_FOUND CONVERSATION_NOT_FOUND, MESSAGE_NOT_FOUND: there is none that the actor can see.
+    - ALREADY_EXISTS NOT_DELETED: the message is not deleted.
+    - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
+    - PERMISSION_DENIED PERMISSION_DENIED: another deleted the message, or the actor is an OBSERVER.
+    - FAILED_PRECONDITION CONVERSATION_DELETED, CONVERSATION_ARCHIVED.
+    - ABORTED ETAG_MISMATCH: the message changed since the etag was read.
+    """
+
+@_typing.type_check_only
+class MessageServiceAsyncStub(MessageServiceStub):
+    """Keeps the messages of conversations: sends, reads, searches, edits and deletes them.
+
+    Messages of a conversation are numbered 1, 2, 3 ... in the order in which they are stored,
+    without a gap and for ever: a deleted message keeps its number. So a client can prove that it
+    misses nothing.
+
+    An actor reads the messages within its window: from Participant.visible_from_sequence on and,
+    once it has left or was removed, up to visible_to_sequence. What lies outside is NOT_FOUND on
+    every path. Somebody who is invited reads the message that came with the invitation, and no
+    other.
+
+    What all RPCs have in common (actors, request_id, etags, pages, errors) is said in access.proto;
+    each adds its own here. Of a deleted conversation every RPC here is FAILED_PRECONDITION
+    CONVERSATION_DELETED; of an archived one, every RPC that changes something CONVERSATION_ARCHIVED.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    SendMessage: _aio.UnaryUnaryMultiCallable[_message_pb2.SendMessageRequest, _message_pb2.SendMessageResponse]  # type: ignore[assignment]
+    """Stores one message as the next of its conversation.
+
+    An actor must be joined as OWNER, MODERATOR or MEMBER. With the answer the message is durable,
+    and the sender's own read cursor stands at it.
+
+    Safe to repeat with a request_id, which is remembered as long as the message: however often and
+    whenever it is sent, there is one message, also after the sender has left. To store it only if
+    nothing was said meanwhile, send expected_last_sequence.
+
+    Limits: content 256 KiB.
+
+    Raises:
+    - INVALID_ARGUMENT: a rule of NewMessage is broken.
+    - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
+    - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
+    - PERMISSION_DENIED PERMISSION_DENIED: the actor is an OBSERVER, or names another sender.
+    - PERMISSION_DENIED ROLE_NOT_ALLOWED: this sender may not send this role.
+    - FAILED_PRECONDITION NOT_A_PARTICIPANT: the sender that the system names is not joined.
+    - FAILED_PRECONDITION USER_INACTIVE: that sender is inactive or deleted.
+    - FAILED_PRECONDITION REPLY_TO_NOT_FOUND, PARENT_NOT_FOUND: no such message in this
+      conversation, or none that the sender may see.
+    - FAILED_PRECONDITION REQUEST_ID_REUSED: the request_id stands for another request.
+    - ALREADY_EXISTS EXTERNAL_ID_TAKEN: a message of this conversation has this external_id.
+    - ABORTED SEQUENCE_MISMATCH: expected_last_sequence is stale; last_sequence is in the metadata.
+    """
+    BatchSendMessages: _aio.UnaryUnaryMultiCallable[_message_pb2.BatchSendMessagesRequest, _message_pb2.BatchSendMessagesResponse]  # type: ignore[assignment]
+    """Stores several messages as the next of one conversation: all or none, in the order given, with
+    consecutive sequences and nobody's message in between.
+
+    Safe to repeat with a request_id, as SendMessage.
+
+    Limits: 1 to 500 messages, 3 MiB in all.
+
+    Raises what SendMessage raises. The field named is that of the message, as in
+    `messages[37].content`.
+    """
+    GetMessage: _aio.UnaryUnaryMultiCallable[_message_pb2.GetMessageRequest, _message_pb2.GetMessageResponse]  # type: ignore[assignment]
+    """Finds one message by id or by sequence. A deleted one is found as a tombstone: without content
+    and metadata.
+
+    Raises:
+    - NOT_FOUND CONVERSATION_NOT_FOUND, MESSAGE_NOT_FOUND: there is none that the actor can see, or
+      the id is that of a message elsewhere.
+    """
+    BatchGetMessages: _aio.UnaryUnaryMultiCallable[_message_pb2.BatchGetMessagesRequest, _message_pb2.BatchGetMessagesResponse]  # type: ignore[assignment]
+    """Finds up to 500 messages of one conversation at once. Those that are missing, or hidden from
+    the actor, are no error: they are listed.
+
+    Raises:
+    - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
+    """
+    ListMessages: _aio.UnaryUnaryMultiCallable[_message_pb2.ListMessagesRequest, _message_pb2.ListMessagesResponse]  # type: ignore[assignment]
+    """Lists messages of one conversation by sequence, newest first unless order_by says otherwise;
+    deleted ones as tombstones. All filters given must hold. Pages lead in both directions, and may
+    start around a message in the middle. Each page costs the same, however deep.
+
+    Raises:
+    - INVALID_ARGUMENT INVALID_PAGE_TOKEN, PAGE_TOKEN_MISMATCH: see access.proto.
+    - INVALID_ARGUMENT: around_first_unread without an actor.
+    - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
+    - NOT_FOUND MESSAGE_NOT_FOUND: the message to list around is not there for the actor.
+    - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is only invited.
+    """
+    SearchMessages: _aio.UnaryUnaryMultiCallable[_message_pb2.SearchMessagesRequest, _message_pb2.SearchMessagesResponse]  # type: ignore[assignment]
+    """Searches the text of messages, newest first: in one conversation, or in all that the actor may
+    read (for the system: all there are). Deleted messages and conversations are not found.
+
+    Any text is a valid query: words must all be there, "in quotes" one after the other, `or`
+    allows either, `-` excludes; what is written together (an address, a name with a hyphen) is
+    found where it is together. An `or` without a word to its left and right is a word, and a query
+    that only excludes finds nothing.
+
+    A word is a run of letters and digits. Case, width and the accents of Latin, Greek and Cyrillic
+    do not count, nor do the points and vowel signs of Hebrew and Arabic: "tieng viet" finds "Tiếng
+    Việt". Chinese, Japanese, Korean, Thai and emoji are found by pairs of characters, so by any
+    part of what was written. Not found are parts and other forms of words ("tea" in "teas"), other
+    punctuation, and what comes after the first 16,000 characters of a message. A message is found
+    from the moment it is sent, edited or undeleted, and no longer once it is edited or deleted.
+
+    Limits: 512 characters, 32 terms.
+
+    Raises:
+    - INVALID_ARGUMENT: the query is empty or too long; INVALID_PAGE_TOKEN, PAGE_TOKEN_MISMATCH.
+    - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
+    - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is only invited to that conversation.
+    - FAILED_PRECONDITION USER_NOT_FOUND: there is no user sender_id.
+    """
+    UpdateMessage: _aio.UnaryUnaryMultiCallable[_message_pb2.UpdateMessageRequest, _message_pb2.UpdateMessageResponse]  # type: ignore[assignment]
+    """Edits a message. An actor may edit its own, while joined as OWNER, MODERATOR or MEMBER; the
+    system anybody's. What the message was before is kept as a revision; its sequence and place
+    stay.
+
+    The conversation's total_tokens_used follows. tokens_used that was the sum of input_tokens and
+    output_tokens, or not known, follows these unless it is given.
+
+    Safe to repeat: with a request_id, or with an etag, since the first call makes it stale.
+
+    Raises:
+    - NOT_FOUND CONVERSATION_NOT_FOUND, MESSAGE_NOT_FOUND: there is none that the actor can see.
+    - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
+    - PERMISSION_DENIED PERMISSION_DENIED: the message is another's, or the actor an OBSERVER.
+    - FAILED_PRECONDITION MESSAGE_DELETED: undelete it first.
+    - FAILED_PRECONDITION CONVERSATION_DELETED, CONVERSATION_ARCHIVED.
+    - ABORTED ETAG_MISMATCH: the message changed since the etag was read.
+    """
+    ListMessageRevisions: _aio.UnaryUnaryMultiCallable[_message_pb2.ListMessageRevisionsRequest, _message_pb2.ListMessageRevisionsResponse]  # type: ignore[assignment]
+    """Lists what a message has said over time, newest revision first, the present one included, to
+    whoever may read the message. Of a deleted message there are none to see, for nobody, until it
+    is undeleted.
+
+    Raises:
+    - INVALID_ARGUMENT INVALID_PAGE_TOKEN, PAGE_TOKEN_MISMATCH: see access.proto.
+    - NOT_FOUND CONVERSATION_NOT_FOUND, MESSAGE_NOT_FOUND: there is none that the actor can see.
+    """
+    DeleteMessage: _aio.UnaryUnaryMultiCallable[_message_pb2.DeleteMessageRequest, _message_pb2.DeleteMessageResponse]  # type: ignore[assignment]
+    """Makes a message a tombstone: its sequence stays, its content and metadata are no longer shown.
+    An actor may delete its own while joined as MEMBER or above; an OWNER or MODERATOR anybody's.
+    Its tokens stay counted. UndeleteMessage brings it back.
+
+    Safe to repeat with a request_id or allow_missing.
+
+    Raises:
+    - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
+    - NOT_FOUND MESSAGE_NOT_FOUND: there is none that the actor can see, or it is deleted already
+      (unless allow_missing).
+    - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
+    - PERMISSION_DENIED PERMISSION_DENIED: the message is another's, or the actor an OBSERVER.
+    - FAILED_PRECONDITION CONVERSATION_DELETED, CONVERSATION_ARCHIVED.
+    - ABORTED ETAG_MISMATCH: the message changed since the etag was read.
+    """
+    UndeleteMessage: _aio.UnaryUnaryMultiCallable[_message_pb2.UndeleteMessageRequest, _message_pb2.UndeleteMessageResponse]  # type: ignore[assignment]
     """Brings a deleted message back, with its content and metadata. An actor may bring back what it
     deleted itself, while joined as MEMBER or above; an OWNER or MODERATOR anything. So an author
     does not bring back what a moderator removed.
@@ -199,7 +381,7 @@ class MessageServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _message_pb2.SendMessageRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_message_pb2.SendMessageResponse]:
+    ) -> _typing.Union[_message_pb2.SendMessageResponse, _abc.Awaitable[_message_pb2.SendMessageResponse]]:
         """Stores one message as the next of its conversation.
 
         An actor must be joined as OWNER, MODERATOR or MEMBER. With the answer the message is durable,
@@ -230,7 +412,7 @@ class MessageServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _message_pb2.BatchSendMessagesRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_message_pb2.BatchSendMessagesResponse]:
+    ) -> _typing.Union[_message_pb2.BatchSendMessagesResponse, _abc.Awaitable[_message_pb2.BatchSendMessagesResponse]]:
         """Stores several messages as the next of one conversation: all or none, in the order given, with
         consecutive sequences and nobody's message in between.
 
@@ -246,7 +428,7 @@ class MessageServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _message_pb2.GetMessageRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_message_pb2.GetMessageResponse]:
+    ) -> _typing.Union[_message_pb2.GetMessageResponse, _abc.Awaitable[_message_pb2.GetMessageResponse]]:
         """Finds one message by id or by sequence. A deleted one is found as a tombstone: without content
         and metadata.
 
@@ -259,7 +441,7 @@ class MessageServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _message_pb2.BatchGetMessagesRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_message_pb2.BatchGetMessagesResponse]:
+    ) -> _typing.Union[_message_pb2.BatchGetMessagesResponse, _abc.Awaitable[_message_pb2.BatchGetMessagesResponse]]:
         """Finds up to 500 messages of one conversation at once. Those that are missing, or hidden from
         the actor, are no error: they are listed.
 
@@ -271,7 +453,7 @@ class MessageServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _message_pb2.ListMessagesRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_message_pb2.ListMessagesResponse]:
+    ) -> _typing.Union[_message_pb2.ListMessagesResponse, _abc.Awaitable[_message_pb2.ListMessagesResponse]]:
         """Lists messages of one conversation by sequence, newest first unless order_by says otherwise;
         deleted ones as tombstones. All filters given must hold. Pages lead in both directions, and may
         start around a message in the middle. Each page costs the same, however deep.
@@ -288,7 +470,7 @@ class MessageServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _message_pb2.SearchMessagesRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_message_pb2.SearchMessagesResponse]:
+    ) -> _typing.Union[_message_pb2.SearchMessagesResponse, _abc.Awaitable[_message_pb2.SearchMessagesResponse]]:
         """Searches the text of messages, newest first: in one conversation, or in all that the actor may
         read (for the system: all there are). Deleted messages and conversations are not found.
 
@@ -317,7 +499,7 @@ class MessageServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _message_pb2.UpdateMessageRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_message_pb2.UpdateMessageResponse]:
+    ) -> _typing.Union[_message_pb2.UpdateMessageResponse, _abc.Awaitable[_message_pb2.UpdateMessageResponse]]:
         """Edits a message. An actor may edit its own, while joined as OWNER, MODERATOR or MEMBER; the
         system anybody's. What the message was before is kept as a revision; its sequence and place
         stay.
@@ -340,7 +522,7 @@ class MessageServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _message_pb2.ListMessageRevisionsRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_message_pb2.ListMessageRevisionsResponse]:
+    ) -> _typing.Union[_message_pb2.ListMessageRevisionsResponse, _abc.Awaitable[_message_pb2.ListMessageRevisionsResponse]]:
         """Lists what a message has said over time, newest revision first, the present one included, to
         whoever may read the message. Of a deleted message there are none to see, for nobody, until it
         is undeleted.
@@ -354,7 +536,7 @@ class MessageServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _message_pb2.DeleteMessageRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_message_pb2.DeleteMessageResponse]:
+    ) -> _typing.Union[_message_pb2.DeleteMessageResponse, _abc.Awaitable[_message_pb2.DeleteMessageResponse]]:
         """Makes a message a tombstone: its sequence stays, its content and metadata are no longer shown.
         An actor may delete its own while joined as MEMBER or above; an OWNER or MODERATOR anybody's.
         Its tokens stay counted. UndeleteMessage brings it back.
@@ -375,7 +557,7 @@ class MessageServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _message_pb2.UndeleteMessageRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_message_pb2.UndeleteMessageResponse]:
+    ) -> _typing.Union[_message_pb2.UndeleteMessageResponse, _abc.Awaitable[_message_pb2.UndeleteMessageResponse]]:
         """Brings a deleted message back, with its content and metadata. An actor may bring back what it
         deleted itself, while joined as MEMBER or above; an OWNER or MODERATOR anything. So an author
         does not bring back what a moderator removed.
@@ -391,4 +573,4 @@ class MessageServiceServicer(metaclass=_abc_1.ABCMeta):
         - ABORTED ETAG_MISMATCH: the message changed since the etag was read.
         """
 
-def add_MessageServiceServicer_to_server(servicer: MessageServiceServicer, server: _aio.Server) -> None: ...
+def add_MessageServiceServicer_to_server(servicer: MessageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

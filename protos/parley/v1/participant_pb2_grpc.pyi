@@ -4,11 +4,24 @@ isort:skip_file
 Participants: who belongs to a conversation, in what role, and how that came about."""
 
 from collections import abc as _abc
-import typing as _typing
 from grpc import aio as _aio
 from parley.v1 import participant_pb2 as _participant_pb2
 import abc as _abc_1
+import grpc as _grpc
+import sys
+import typing as _typing
 
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
+
+_T = _typing.TypeVar("_T")
+
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
+    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -31,8 +44,11 @@ class ParticipantServiceStub:
     InviteParticipant, AddParticipant or RemoveParticipant: FAILED_PRECONDITION DIRECT_CONVERSATION.
     """
 
-    def __init__(self, channel: _aio.Channel) -> None: ...
-    InviteParticipant: _aio.UnaryUnaryMultiCallable[_participant_pb2.InviteParticipantRequest, _participant_pb2.InviteParticipantResponse]
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ParticipantServiceAsyncStub: ...
+    InviteParticipant: _grpc.UnaryUnaryMultiCallable[_participant_pb2.InviteParticipantRequest, _participant_pb2.InviteParticipantResponse]
     """Invites a user, with a message of the conversation to go with it if wanted. The user reads that
     message, the title and who invites; it becomes a participant when it accepts.
 
@@ -56,7 +72,7 @@ class ParticipantServiceStub:
     - FAILED_PRECONDITION TOO_MANY_PARTICIPANTS, DIRECT_CONVERSATION.
     - ABORTED ETAG_MISMATCH: the participant changed since the etag was read.
     """
-    AddParticipant: _aio.UnaryUnaryMultiCallable[_participant_pb2.AddParticipantRequest, _participant_pb2.AddParticipantResponse]
+    AddParticipant: _grpc.UnaryUnaryMultiCallable[_participant_pb2.AddParticipantRequest, _participant_pb2.AddParticipantResponse]
     """Makes a user a participant at once, without asking it. An OWNER may add in any role, a
     MODERATOR in roles up to MODERATOR, except who is invited to be OWNER. A user who is joined
     already stays as it is: OK.
@@ -76,7 +92,7 @@ class ParticipantServiceStub:
     - FAILED_PRECONDITION TOO_MANY_PARTICIPANTS, DIRECT_CONVERSATION.
     - ABORTED ETAG_MISMATCH: the participant changed since the etag was read.
     """
-    GetParticipant: _aio.UnaryUnaryMultiCallable[_participant_pb2.GetParticipantRequest, _participant_pb2.GetParticipantResponse]
+    GetParticipant: _grpc.UnaryUnaryMultiCallable[_participant_pb2.GetParticipantRequest, _participant_pb2.GetParticipantResponse]
     """Finds one user's participant. Who is joined sees everybody's; who is invited, has left or was
     removed sees its own.
 
@@ -85,7 +101,7 @@ class ParticipantServiceStub:
     - NOT_FOUND PARTICIPANT_NOT_FOUND: the user was never invited or added, or the actor may not
       see it.
     """
-    ListParticipants: _aio.UnaryUnaryMultiCallable[_participant_pb2.ListParticipantsRequest, _participant_pb2.ListParticipantsResponse]
+    ListParticipants: _grpc.UnaryUnaryMultiCallable[_participant_pb2.ListParticipantsRequest, _participant_pb2.ListParticipantsResponse]
     """Lists the participants of a conversation, first come first. Who is invited, has left or was
     removed sees its own only.
 
@@ -93,7 +109,7 @@ class ParticipantServiceStub:
     - INVALID_ARGUMENT INVALID_PAGE_TOKEN, PAGE_TOKEN_MISMATCH: see access.proto.
     - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
     """
-    ListInvitations: _aio.UnaryUnaryMultiCallable[_participant_pb2.ListInvitationsRequest, _participant_pb2.ListInvitationsResponse]
+    ListInvitations: _grpc.UnaryUnaryMultiCallable[_participant_pb2.ListInvitationsRequest, _participant_pb2.ListInvitationsResponse]
     """Lists the invitations of one user that await an answer, newest first. An actor sees its own
     only.
 
@@ -102,7 +118,7 @@ class ParticipantServiceStub:
     - PERMISSION_DENIED PERMISSION_DENIED: the actor asks for another user's.
     - FAILED_PRECONDITION USER_NOT_FOUND: there is no such user.
     """
-    AcceptInvitation: _aio.UnaryUnaryMultiCallable[_participant_pb2.AcceptInvitationRequest, _participant_pb2.AcceptInvitationResponse]
+    AcceptInvitation: _grpc.UnaryUnaryMultiCallable[_participant_pb2.AcceptInvitationRequest, _participant_pb2.AcceptInvitationResponse]
     """Accepts an invitation: INVITED becomes JOINED. An actor accepts its own only.
 
     Safe to repeat, with or without a request_id.
@@ -116,7 +132,7 @@ class ParticipantServiceStub:
     - FAILED_PRECONDITION USER_INACTIVE: the user that the system names is inactive or deleted.
     - ABORTED ETAG_MISMATCH: the participant changed since the etag was read.
     """
-    DeclineInvitation: _aio.UnaryUnaryMultiCallable[_participant_pb2.DeclineInvitationRequest, _participant_pb2.DeclineInvitationResponse]
+    DeclineInvitation: _grpc.UnaryUnaryMultiCallable[_participant_pb2.DeclineInvitationRequest, _participant_pb2.DeclineInvitationResponse]
     """Declines an invitation: INVITED becomes DECLINED. An actor declines its own only. It works in
     archived and deleted conversations too.
 
@@ -130,7 +146,7 @@ class ParticipantServiceStub:
       the invitation was revoked.
     - ABORTED ETAG_MISMATCH: the participant changed since the etag was read.
     """
-    RevokeInvitation: _aio.UnaryUnaryMultiCallable[_participant_pb2.RevokeInvitationRequest, _participant_pb2.RevokeInvitationResponse]
+    RevokeInvitation: _grpc.UnaryUnaryMultiCallable[_participant_pb2.RevokeInvitationRequest, _participant_pb2.RevokeInvitationResponse]
     """Takes an invitation back: INVITED becomes REVOKED. An OWNER may revoke any, a MODERATOR those
     below OWNER, a MEMBER those it made itself. It works in archived and deleted conversations too.
 
@@ -145,7 +161,7 @@ class ParticipantServiceStub:
       was removed.
     - ABORTED ETAG_MISMATCH: the participant changed since the etag was read.
     """
-    LeaveConversation: _aio.UnaryUnaryMultiCallable[_participant_pb2.LeaveConversationRequest, _participant_pb2.LeaveConversationResponse]
+    LeaveConversation: _grpc.UnaryUnaryMultiCallable[_participant_pb2.LeaveConversationRequest, _participant_pb2.LeaveConversationResponse]
     """Leaves a conversation: JOINED becomes LEFT, and an invitation is declined. An actor leaves for
     itself only, and goes on reading what was said until then. It works in archived and deleted
     conversations too.
@@ -167,7 +183,7 @@ class ParticipantServiceStub:
       revoked.
     - ABORTED ETAG_MISMATCH: the participant changed since the etag was read.
     """
-    RemoveParticipant: _aio.UnaryUnaryMultiCallable[_participant_pb2.RemoveParticipantRequest, _participant_pb2.RemoveParticipantResponse]
+    RemoveParticipant: _grpc.UnaryUnaryMultiCallable[_participant_pb2.RemoveParticipantRequest, _participant_pb2.RemoveParticipantResponse]
     """Removes somebody: JOINED becomes REMOVED, and an invitation is revoked. An OWNER may remove
     anybody, a MODERATOR those below OWNER, a MEMBER those whom it invited itself and who have not
     yet joined. The user goes on reading what was said until then; its watches of the conversation
@@ -185,7 +201,7 @@ class ParticipantServiceStub:
     - FAILED_PRECONDITION DIRECT_CONVERSATION: nobody is removed from a direct conversation.
     - ABORTED ETAG_MISMATCH: the participant changed since the etag was read.
     """
-    UpdateParticipant: _aio.UnaryUnaryMultiCallable[_participant_pb2.UpdateParticipantRequest, _participant_pb2.UpdateParticipantResponse]
+    UpdateParticipant: _grpc.UnaryUnaryMultiCallable[_participant_pb2.UpdateParticipantRequest, _participant_pb2.UpdateParticipantResponse]
     """Changes a participant's role, the only thing about it that can be set. An OWNER may give and
     take any role; a MODERATOR may not touch an OWNER, nor make one. Who is invited will join in the
     new role.
@@ -202,7 +218,214 @@ class ParticipantServiceStub:
     - FAILED_PRECONDITION LAST_OWNER: the last owner would be one no more.
     - ABORTED ETAG_MISMATCH: the participant changed since the etag was read.
     """
-    MarkRead: _aio.UnaryUnaryMultiCallable[_participant_pb2.MarkReadRequest, _participant_pb2.MarkReadResponse]
+    MarkRead: _grpc.UnaryUnaryMultiCallable[_participant_pb2.MarkReadRequest, _participant_pb2.MarkReadResponse]
+    """Says how far a user has read. The cursor only moves forward: to set it where it is, or further
+    back, is OK and changes nothing. An actor who is joined moves its own. It works in archived
+    conversations too. A move is an event.
+
+    Safe to repeat, with or without a request_id.
+
+    Raises:
+    - INVALID_ARGUMENT: neither message_id nor sequence is given, or the sequence is negative.
+    - NOT_FOUND CONVERSATION_NOT_FOUND, MESSAGE_NOT_FOUND: there is none that the actor can see.
+    - NOT_FOUND PARTICIPANT_NOT_FOUND: the user that the system names was never in it.
+    - FAILED_PRECONDITION NOT_A_PARTICIPANT: that user is not joined.
+    - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
+    - PERMISSION_DENIED PERMISSION_DENIED: the actor moves another user's cursor.
+    - OUT_OF_RANGE READ_PAST_END: there is no message with that sequence yet.
+    """
+
+@_typing.type_check_only
+class ParticipantServiceAsyncStub(ParticipantServiceStub):
+    """Keeps the participants of conversations: invites, adds, removes them, and knows what they have
+    read.
+
+    There is one participant for each user who was ever invited or added to a conversation, whatever
+    became of it. Its status moves only as Participant.Status says; any other move is
+    FAILED_PRECONDITION INVALID_STATE_TRANSITION, with current_status and allowed in the metadata. To
+    move to the status already reached is OK and changes nothing. Each move records who made it and
+    why, and is an event.
+
+    What all RPCs have in common (actors, request_id, etags, pages, errors) is said in access.proto;
+    each adds its own here. Of a deleted conversation every RPC here is FAILED_PRECONDITION
+    CONVERSATION_DELETED, except DeclineInvitation, RevokeInvitation and LeaveConversation; of an
+    archived one, every RPC that changes something is CONVERSATION_ARCHIVED, except these three and
+    MarkRead. ListInvitations passes over deleted conversations. A direct conversation takes no
+    InviteParticipant, AddParticipant or RemoveParticipant: FAILED_PRECONDITION DIRECT_CONVERSATION.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    InviteParticipant: _aio.UnaryUnaryMultiCallable[_participant_pb2.InviteParticipantRequest, _participant_pb2.InviteParticipantResponse]  # type: ignore[assignment]
+    """Invites a user, with a message of the conversation to go with it if wanted. The user reads that
+    message, the title and who invites; it becomes a participant when it accepts.
+
+    An OWNER may invite to any role, a MODERATOR to roles up to MODERATOR, and a MEMBER, where
+    members_may_invite, to MEMBER and OBSERVER. Whoever was REMOVED is invited again by an OWNER or
+    MODERATOR only. A user who is invited or joined already stays as it is: OK.
+
+    Safe to repeat, with or without a request_id.
+
+    Limits: 1,000 participants and pending invitations a conversation.
+
+    Raises:
+    - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
+    - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
+    - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
+    - PERMISSION_DENIED ROLE_NOT_ALLOWED: the actor may not give that role.
+    - FAILED_PRECONDITION USER_NOT_FOUND, USER_INACTIVE: the user, or the inviter, does not exist;
+      the user is inactive or deleted.
+    - FAILED_PRECONDITION NOT_A_PARTICIPANT: the inviter that the system names is not joined.
+    - FAILED_PRECONDITION INITIAL_MESSAGE_NOT_FOUND: no such message in this conversation.
+    - FAILED_PRECONDITION TOO_MANY_PARTICIPANTS, DIRECT_CONVERSATION.
+    - ABORTED ETAG_MISMATCH: the participant changed since the etag was read.
+    """
+    AddParticipant: _aio.UnaryUnaryMultiCallable[_participant_pb2.AddParticipantRequest, _participant_pb2.AddParticipantResponse]  # type: ignore[assignment]
+    """Makes a user a participant at once, without asking it. An OWNER may add in any role, a
+    MODERATOR in roles up to MODERATOR, except who is invited to be OWNER. A user who is joined
+    already stays as it is: OK.
+
+    Safe to repeat, with or without a request_id.
+
+    Limits: 1,000 participants and pending invitations a conversation.
+
+    Raises:
+    - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
+    - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
+    - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
+    - PERMISSION_DENIED ROLE_NOT_ALLOWED: the actor may not give that role.
+    - FAILED_PRECONDITION USER_NOT_FOUND, USER_INACTIVE: the user, or the inviter, does not exist;
+      the user is inactive or deleted.
+    - FAILED_PRECONDITION NOT_A_PARTICIPANT: the inviter that the system names is not joined.
+    - FAILED_PRECONDITION TOO_MANY_PARTICIPANTS, DIRECT_CONVERSATION.
+    - ABORTED ETAG_MISMATCH: the participant changed since the etag was read.
+    """
+    GetParticipant: _aio.UnaryUnaryMultiCallable[_participant_pb2.GetParticipantRequest, _participant_pb2.GetParticipantResponse]  # type: ignore[assignment]
+    """Finds one user's participant. Who is joined sees everybody's; who is invited, has left or was
+    removed sees its own.
+
+    Raises:
+    - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
+    - NOT_FOUND PARTICIPANT_NOT_FOUND: the user was never invited or added, or the actor may not
+      see it.
+    """
+    ListParticipants: _aio.UnaryUnaryMultiCallable[_participant_pb2.ListParticipantsRequest, _participant_pb2.ListParticipantsResponse]  # type: ignore[assignment]
+    """Lists the participants of a conversation, first come first. Who is invited, has left or was
+    removed sees its own only.
+
+    Raises:
+    - INVALID_ARGUMENT INVALID_PAGE_TOKEN, PAGE_TOKEN_MISMATCH: see access.proto.
+    - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
+    """
+    ListInvitations: _aio.UnaryUnaryMultiCallable[_participant_pb2.ListInvitationsRequest, _participant_pb2.ListInvitationsResponse]  # type: ignore[assignment]
+    """Lists the invitations of one user that await an answer, newest first. An actor sees its own
+    only.
+
+    Raises:
+    - INVALID_ARGUMENT INVALID_PAGE_TOKEN, PAGE_TOKEN_MISMATCH: see access.proto.
+    - PERMISSION_DENIED PERMISSION_DENIED: the actor asks for another user's.
+    - FAILED_PRECONDITION USER_NOT_FOUND: there is no such user.
+    """
+    AcceptInvitation: _aio.UnaryUnaryMultiCallable[_participant_pb2.AcceptInvitationRequest, _participant_pb2.AcceptInvitationResponse]  # type: ignore[assignment]
+    """Accepts an invitation: INVITED becomes JOINED. An actor accepts its own only.
+
+    Safe to repeat, with or without a request_id.
+
+    Raises:
+    - NOT_FOUND CONVERSATION_NOT_FOUND, PARTICIPANT_NOT_FOUND: there is none that the actor can
+      see, or the user was never invited.
+    - PERMISSION_DENIED PERMISSION_DENIED: the invitation is another user's.
+    - FAILED_PRECONDITION INVALID_STATE_TRANSITION: it was declined or revoked, or the user has
+      left or was removed.
+    - FAILED_PRECONDITION USER_INACTIVE: the user that the system names is inactive or deleted.
+    - ABORTED ETAG_MISMATCH: the participant changed since the etag was read.
+    """
+    DeclineInvitation: _aio.UnaryUnaryMultiCallable[_participant_pb2.DeclineInvitationRequest, _participant_pb2.DeclineInvitationResponse]  # type: ignore[assignment]
+    """Declines an invitation: INVITED becomes DECLINED. An actor declines its own only. It works in
+    archived and deleted conversations too.
+
+    Safe to repeat, with or without a request_id.
+
+    Raises:
+    - NOT_FOUND CONVERSATION_NOT_FOUND, PARTICIPANT_NOT_FOUND: there is none that the actor can
+      see, or the user was never invited.
+    - PERMISSION_DENIED PERMISSION_DENIED: the invitation is another user's.
+    - FAILED_PRECONDITION INVALID_STATE_TRANSITION: the user is joined, has left or was removed, or
+      the invitation was revoked.
+    - ABORTED ETAG_MISMATCH: the participant changed since the etag was read.
+    """
+    RevokeInvitation: _aio.UnaryUnaryMultiCallable[_participant_pb2.RevokeInvitationRequest, _participant_pb2.RevokeInvitationResponse]  # type: ignore[assignment]
+    """Takes an invitation back: INVITED becomes REVOKED. An OWNER may revoke any, a MODERATOR those
+    below OWNER, a MEMBER those it made itself. It works in archived and deleted conversations too.
+
+    Safe to repeat, with or without a request_id.
+
+    Raises:
+    - NOT_FOUND CONVERSATION_NOT_FOUND, PARTICIPANT_NOT_FOUND: there is none that the actor can
+      see, or the user was never invited.
+    - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
+    - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
+    - FAILED_PRECONDITION INVALID_STATE_TRANSITION: the user is joined, has declined, has left or
+      was removed.
+    - ABORTED ETAG_MISMATCH: the participant changed since the etag was read.
+    """
+    LeaveConversation: _aio.UnaryUnaryMultiCallable[_participant_pb2.LeaveConversationRequest, _participant_pb2.LeaveConversationResponse]  # type: ignore[assignment]
+    """Leaves a conversation: JOINED becomes LEFT, and an invitation is declined. An actor leaves for
+    itself only, and goes on reading what was said until then. It works in archived and deleted
+    conversations too.
+
+    The last OWNER names a successor, who becomes OWNER in the same step; the very last participant
+    needs none.
+
+    Safe to repeat, with or without a request_id.
+
+    Raises:
+    - NOT_FOUND CONVERSATION_NOT_FOUND, PARTICIPANT_NOT_FOUND: there is none that the actor can
+      see, or the user was never in it.
+    - PERMISSION_DENIED PERMISSION_DENIED: the actor makes another user leave. See
+      RemoveParticipant.
+    - FAILED_PRECONDITION LAST_OWNER: the last owner leaves others behind, without a successor.
+    - FAILED_PRECONDITION USER_NOT_FOUND, NOT_A_PARTICIPANT: the successor does not exist, or is
+      not joined.
+    - FAILED_PRECONDITION INVALID_STATE_TRANSITION: the user was removed, or its invitation
+      revoked.
+    - ABORTED ETAG_MISMATCH: the participant changed since the etag was read.
+    """
+    RemoveParticipant: _aio.UnaryUnaryMultiCallable[_participant_pb2.RemoveParticipantRequest, _participant_pb2.RemoveParticipantResponse]  # type: ignore[assignment]
+    """Removes somebody: JOINED becomes REMOVED, and an invitation is revoked. An OWNER may remove
+    anybody, a MODERATOR those below OWNER, a MEMBER those whom it invited itself and who have not
+    yet joined. The user goes on reading what was said until then; its watches of the conversation
+    end.
+
+    Safe to repeat, with or without a request_id.
+
+    Raises:
+    - NOT_FOUND CONVERSATION_NOT_FOUND, PARTICIPANT_NOT_FOUND: there is none that the actor can
+      see, or the user was never in it.
+    - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
+    - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
+    - FAILED_PRECONDITION LAST_OWNER: the user is the last owner. Make somebody else OWNER first.
+    - FAILED_PRECONDITION INVALID_STATE_TRANSITION: the user has left or declined.
+    - FAILED_PRECONDITION DIRECT_CONVERSATION: nobody is removed from a direct conversation.
+    - ABORTED ETAG_MISMATCH: the participant changed since the etag was read.
+    """
+    UpdateParticipant: _aio.UnaryUnaryMultiCallable[_participant_pb2.UpdateParticipantRequest, _participant_pb2.UpdateParticipantResponse]  # type: ignore[assignment]
+    """Changes a participant's role, the only thing about it that can be set. An OWNER may give and
+    take any role; a MODERATOR may not touch an OWNER, nor make one. Who is invited will join in the
+    new role.
+
+    Safe to repeat: it is OK, and no event, when the role is that already.
+
+    Raises:
+    - NOT_FOUND CONVERSATION_NOT_FOUND, PARTICIPANT_NOT_FOUND: there is none that the actor can
+      see.
+    - PERMISSION_DENIED NOT_A_PARTICIPANT: the actor is not joined.
+    - PERMISSION_DENIED PERMISSION_DENIED: the actor's role does not allow it.
+    - PERMISSION_DENIED ROLE_NOT_ALLOWED: the actor may not give that role.
+    - FAILED_PRECONDITION NOT_A_PARTICIPANT: the user is neither invited nor joined.
+    - FAILED_PRECONDITION LAST_OWNER: the last owner would be one no more.
+    - ABORTED ETAG_MISMATCH: the participant changed since the etag was read.
+    """
+    MarkRead: _aio.UnaryUnaryMultiCallable[_participant_pb2.MarkReadRequest, _participant_pb2.MarkReadResponse]  # type: ignore[assignment]
     """Says how far a user has read. The cursor only moves forward: to set it where it is, or further
     back, is OK and changes nothing. An actor who is joined moves its own. It works in archived
     conversations too. A move is an event.
@@ -241,7 +464,7 @@ class ParticipantServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _participant_pb2.InviteParticipantRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_participant_pb2.InviteParticipantResponse]:
+    ) -> _typing.Union[_participant_pb2.InviteParticipantResponse, _abc.Awaitable[_participant_pb2.InviteParticipantResponse]]:
         """Invites a user, with a message of the conversation to go with it if wanted. The user reads that
         message, the title and who invites; it becomes a participant when it accepts.
 
@@ -270,7 +493,7 @@ class ParticipantServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _participant_pb2.AddParticipantRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_participant_pb2.AddParticipantResponse]:
+    ) -> _typing.Union[_participant_pb2.AddParticipantResponse, _abc.Awaitable[_participant_pb2.AddParticipantResponse]]:
         """Makes a user a participant at once, without asking it. An OWNER may add in any role, a
         MODERATOR in roles up to MODERATOR, except who is invited to be OWNER. A user who is joined
         already stays as it is: OK.
@@ -295,7 +518,7 @@ class ParticipantServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _participant_pb2.GetParticipantRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_participant_pb2.GetParticipantResponse]:
+    ) -> _typing.Union[_participant_pb2.GetParticipantResponse, _abc.Awaitable[_participant_pb2.GetParticipantResponse]]:
         """Finds one user's participant. Who is joined sees everybody's; who is invited, has left or was
         removed sees its own.
 
@@ -309,7 +532,7 @@ class ParticipantServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _participant_pb2.ListParticipantsRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_participant_pb2.ListParticipantsResponse]:
+    ) -> _typing.Union[_participant_pb2.ListParticipantsResponse, _abc.Awaitable[_participant_pb2.ListParticipantsResponse]]:
         """Lists the participants of a conversation, first come first. Who is invited, has left or was
         removed sees its own only.
 
@@ -322,7 +545,7 @@ class ParticipantServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _participant_pb2.ListInvitationsRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_participant_pb2.ListInvitationsResponse]:
+    ) -> _typing.Union[_participant_pb2.ListInvitationsResponse, _abc.Awaitable[_participant_pb2.ListInvitationsResponse]]:
         """Lists the invitations of one user that await an answer, newest first. An actor sees its own
         only.
 
@@ -336,7 +559,7 @@ class ParticipantServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _participant_pb2.AcceptInvitationRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_participant_pb2.AcceptInvitationResponse]:
+    ) -> _typing.Union[_participant_pb2.AcceptInvitationResponse, _abc.Awaitable[_participant_pb2.AcceptInvitationResponse]]:
         """Accepts an invitation: INVITED becomes JOINED. An actor accepts its own only.
 
         Safe to repeat, with or without a request_id.
@@ -355,7 +578,7 @@ class ParticipantServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _participant_pb2.DeclineInvitationRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_participant_pb2.DeclineInvitationResponse]:
+    ) -> _typing.Union[_participant_pb2.DeclineInvitationResponse, _abc.Awaitable[_participant_pb2.DeclineInvitationResponse]]:
         """Declines an invitation: INVITED becomes DECLINED. An actor declines its own only. It works in
         archived and deleted conversations too.
 
@@ -374,7 +597,7 @@ class ParticipantServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _participant_pb2.RevokeInvitationRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_participant_pb2.RevokeInvitationResponse]:
+    ) -> _typing.Union[_participant_pb2.RevokeInvitationResponse, _abc.Awaitable[_participant_pb2.RevokeInvitationResponse]]:
         """Takes an invitation back: INVITED becomes REVOKED. An OWNER may revoke any, a MODERATOR those
         below OWNER, a MEMBER those it made itself. It works in archived and deleted conversations too.
 
@@ -394,7 +617,7 @@ class ParticipantServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _participant_pb2.LeaveConversationRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_participant_pb2.LeaveConversationResponse]:
+    ) -> _typing.Union[_participant_pb2.LeaveConversationResponse, _abc.Awaitable[_participant_pb2.LeaveConversationResponse]]:
         """Leaves a conversation: JOINED becomes LEFT, and an invitation is declined. An actor leaves for
         itself only, and goes on reading what was said until then. It works in archived and deleted
         conversations too.
@@ -421,7 +644,7 @@ class ParticipantServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _participant_pb2.RemoveParticipantRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_participant_pb2.RemoveParticipantResponse]:
+    ) -> _typing.Union[_participant_pb2.RemoveParticipantResponse, _abc.Awaitable[_participant_pb2.RemoveParticipantResponse]]:
         """Removes somebody: JOINED becomes REMOVED, and an invitation is revoked. An OWNER may remove
         anybody, a MODERATOR those below OWNER, a MEMBER those whom it invited itself and who have not
         yet joined. The user goes on reading what was said until then; its watches of the conversation
@@ -444,7 +667,7 @@ class ParticipantServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _participant_pb2.UpdateParticipantRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_participant_pb2.UpdateParticipantResponse]:
+    ) -> _typing.Union[_participant_pb2.UpdateParticipantResponse, _abc.Awaitable[_participant_pb2.UpdateParticipantResponse]]:
         """Changes a participant's role, the only thing about it that can be set. An OWNER may give and
         take any role; a MODERATOR may not touch an OWNER, nor make one. Who is invited will join in the
         new role.
@@ -466,7 +689,7 @@ class ParticipantServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _participant_pb2.MarkReadRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_participant_pb2.MarkReadResponse]:
+    ) -> _typing.Union[_participant_pb2.MarkReadResponse, _abc.Awaitable[_participant_pb2.MarkReadResponse]]:
         """Says how far a user has read. The cursor only moves forward: to set it where it is, or further
         back, is OK and changes nothing. An actor who is joined moves its own. It works in archived
         conversations too. A move is an event.
@@ -483,4 +706,4 @@ class ParticipantServiceServicer(metaclass=_abc_1.ABCMeta):
         - OUT_OF_RANGE READ_PAST_END: there is no message with that sequence yet.
         """
 
-def add_ParticipantServiceServicer_to_server(servicer: ParticipantServiceServicer, server: _aio.Server) -> None: ...
+def add_ParticipantServiceServicer_to_server(servicer: ParticipantServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

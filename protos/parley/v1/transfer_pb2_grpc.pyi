@@ -4,11 +4,24 @@ isort:skip_file
 Transfer: whole conversations in and out, as records that stand on their own."""
 
 from collections import abc as _abc
-import typing as _typing
 from grpc import aio as _aio
 from parley.v1 import transfer_pb2 as _transfer_pb2
 import abc as _abc_1
+import grpc as _grpc
+import sys
+import typing as _typing
 
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
+
+_T = _typing.TypeVar("_T")
+
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
+    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -23,8 +36,11 @@ class TransferServiceStub:
     serve this yet answers UNIMPLEMENTED NOT_IMPLEMENTED.
     """
 
-    def __init__(self, channel: _aio.Channel) -> None: ...
-    ImportConversations: _aio.StreamStreamMultiCallable[_transfer_pb2.ImportConversationsRequest, _transfer_pb2.ImportConversationsResponse]
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> TransferServiceAsyncStub: ...
+    ImportConversations: _grpc.StreamStreamMultiCallable[_transfer_pb2.ImportConversationsRequest, _transfer_pb2.ImportConversationsResponse]
     """Stores users and conversations as they were elsewhere. The client sends numbered batches and
     gets one answer for each, in order, once it is durable; it may send ahead. A record that breaks
     a rule is listed as a failure, and the others are stored.
@@ -38,7 +54,45 @@ class TransferServiceStub:
     Raises:
     - INVALID_ARGUMENT: a request without records.
     """
-    ExportConversations: _aio.UnaryStreamMultiCallable[_transfer_pb2.ExportConversationsRequest, _transfer_pb2.ExportConversationsResponse]
+    ExportConversations: _grpc.UnaryStreamMultiCallable[_transfer_pb2.ExportConversationsRequest, _transfer_pb2.ExportConversationsResponse]
+    """Streams conversations, each after the users it needs, in the form that ImportConversations
+    takes. An actor gets the conversations in which it is joined and, of each, what it may read.
+
+    Safe to repeat: after a broken stream, call again with resume_cursor set to the last cursor
+    received.
+
+    Raises:
+    - INVALID_ARGUMENT INVALID_CURSOR: not a cursor of ours, or that of another request or actor.
+    - NOT_FOUND CONVERSATION_NOT_FOUND: one that is named does not exist for the actor.
+    """
+
+@_typing.type_check_only
+class TransferServiceAsyncStub(TransferServiceStub):
+    """Moves users and conversations in and out, complete with history and times.
+
+    Records name users by username, messages by sequence, and conversations by slug and external_id,
+    never by id: what one installation exports another can import. Passwords are not exported.
+
+    What all RPCs have in common (actors, errors) is said in access.proto. A server that does not
+    serve this yet answers UNIMPLEMENTED NOT_IMPLEMENTED.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ImportConversations: _aio.StreamStreamMultiCallable[_transfer_pb2.ImportConversationsRequest, _transfer_pb2.ImportConversationsResponse]  # type: ignore[assignment]
+    """Stores users and conversations as they were elsewhere. The client sends numbered batches and
+    gets one answer for each, in order, once it is durable; it may send ahead. A record that breaks
+    a rule is listed as a failure, and the others are stored.
+
+    Safe to repeat: a user is found by username or external_id, a conversation by external_id or
+    slug, a message by its conversation and sequence. What is there already is counted and not
+    changed. After a broken stream, send again all batches that were not answered.
+
+    Limits: 4 MiB a request. A long conversation goes into several records, one after the other.
+
+    Raises:
+    - INVALID_ARGUMENT: a request without records.
+    """
+    ExportConversations: _aio.UnaryStreamMultiCallable[_transfer_pb2.ExportConversationsRequest, _transfer_pb2.ExportConversationsResponse]  # type: ignore[assignment]
     """Streams conversations, each after the users it needs, in the form that ImportConversations
     takes. An actor gets the conversations in which it is joined and, of each, what it may read.
 
@@ -62,9 +116,9 @@ class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
 
     def ImportConversations(
         self,
-        request_iterator: _abc.AsyncIterator[_transfer_pb2.ImportConversationsRequest],
+        request_iterator: _MaybeAsyncIterator[_transfer_pb2.ImportConversationsRequest],
         context: _typing.Any,
-    ) -> _abc.AsyncIterator[_transfer_pb2.ImportConversationsResponse]:
+    ) -> _typing.Union[_abc.Iterator[_transfer_pb2.ImportConversationsResponse], _abc.AsyncIterator[_transfer_pb2.ImportConversationsResponse]]:
         """Stores users and conversations as they were elsewhere. The client sends numbered batches and
         gets one answer for each, in order, once it is durable; it may send ahead. A record that breaks
         a rule is listed as a failure, and the others are stored.
@@ -83,7 +137,7 @@ class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _transfer_pb2.ExportConversationsRequest,
         context: _typing.Any,
-    ) -> _abc.AsyncIterator[_transfer_pb2.ExportConversationsResponse]:
+    ) -> _typing.Union[_abc.Iterator[_transfer_pb2.ExportConversationsResponse], _abc.AsyncIterator[_transfer_pb2.ExportConversationsResponse]]:
         """Streams conversations, each after the users it needs, in the form that ImportConversations
         takes. An actor gets the conversations in which it is joined and, of each, what it may read.
 
@@ -95,4 +149,4 @@ class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
         - NOT_FOUND CONVERSATION_NOT_FOUND: one that is named does not exist for the actor.
         """
 
-def add_TransferServiceServicer_to_server(servicer: TransferServiceServicer, server: _aio.Server) -> None: ...
+def add_TransferServiceServicer_to_server(servicer: TransferServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

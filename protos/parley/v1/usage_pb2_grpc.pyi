@@ -4,11 +4,24 @@ isort:skip_file
 Usage: what was spent, summed up."""
 
 from collections import abc as _abc
-import typing as _typing
 from grpc import aio as _aio
 from parley.v1 import usage_pb2 as _usage_pb2
 import abc as _abc_1
+import grpc as _grpc
+import sys
+import typing as _typing
 
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
+
+_T = _typing.TypeVar("_T")
+
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
+    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -22,8 +35,32 @@ class UsageServiceStub:
     not serve this yet answers UNIMPLEMENTED NOT_IMPLEMENTED.
     """
 
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> UsageServiceAsyncStub: ...
+    QueryUsage: _grpc.UnaryUnaryMultiCallable[_usage_pb2.QueryUsageRequest, _usage_pb2.QueryUsageResponse]
+    """Sums up usage, in groups if wanted. An actor sees its own usage only; the system sees
+    everybody's.
+
+    Raises:
+    - INVALID_ARGUMENT: a dimension is named twice; INVALID_PAGE_TOKEN, PAGE_TOKEN_MISMATCH.
+    - PERMISSION_DENIED PERMISSION_DENIED: the actor asks for another user's.
+    - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
+    """
+
+@_typing.type_check_only
+class UsageServiceAsyncStub(UsageServiceStub):
+    """Sums up messages and the tokens they cost. The sums are kept in the transaction that sends or
+    edits a message, so they are exact. Deleting a message does not lower them; purging its
+    conversation does.
+
+    What all RPCs have in common (actors, pages, errors) is said in access.proto. A server that does
+    not serve this yet answers UNIMPLEMENTED NOT_IMPLEMENTED.
+    """
+
     def __init__(self, channel: _aio.Channel) -> None: ...
-    QueryUsage: _aio.UnaryUnaryMultiCallable[_usage_pb2.QueryUsageRequest, _usage_pb2.QueryUsageResponse]
+    QueryUsage: _aio.UnaryUnaryMultiCallable[_usage_pb2.QueryUsageRequest, _usage_pb2.QueryUsageResponse]  # type: ignore[assignment]
     """Sums up usage, in groups if wanted. An actor sees its own usage only; the system sees
     everybody's.
 
@@ -46,7 +83,7 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _usage_pb2.QueryUsageRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_usage_pb2.QueryUsageResponse]:
+    ) -> _typing.Union[_usage_pb2.QueryUsageResponse, _abc.Awaitable[_usage_pb2.QueryUsageResponse]]:
         """Sums up usage, in groups if wanted. An actor sees its own usage only; the system sees
         everybody's.
 
@@ -56,4 +93,4 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         - NOT_FOUND CONVERSATION_NOT_FOUND: there is none that the actor can see.
         """
 
-def add_UsageServiceServicer_to_server(servicer: UsageServiceServicer, server: _aio.Server) -> None: ...
+def add_UsageServiceServicer_to_server(servicer: UsageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -4,11 +4,24 @@ isort:skip_file
 Users: the people and agents who take part in conversations."""
 
 from collections import abc as _abc
-import typing as _typing
 from grpc import aio as _aio
 from parley.v1 import user_pb2 as _user_pb2
 import abc as _abc_1
+import grpc as _grpc
+import sys
+import typing as _typing
 
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
+
+_T = _typing.TypeVar("_T")
+
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
+    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -21,8 +34,11 @@ class UserServiceStub:
     here.
     """
 
-    def __init__(self, channel: _aio.Channel) -> None: ...
-    CreateUser: _aio.UnaryUnaryMultiCallable[_user_pb2.CreateUserRequest, _user_pb2.CreateUserResponse]
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> UserServiceAsyncStub: ...
+    CreateUser: _grpc.UnaryUnaryMultiCallable[_user_pb2.CreateUserRequest, _user_pb2.CreateUserResponse]
     """Makes a user.
 
     Safe to repeat with a request_id, or with a username or external_id of its own: the second call
@@ -32,24 +48,24 @@ class UserServiceStub:
     - ALREADY_EXISTS USERNAME_TAKEN, EMAIL_TAKEN, EXTERNAL_ID_TAKEN: another user has it, be it a
       deleted one.
     """
-    GetUser: _aio.UnaryUnaryMultiCallable[_user_pb2.GetUserRequest, _user_pb2.GetUserResponse]
+    GetUser: _grpc.UnaryUnaryMultiCallable[_user_pb2.GetUserRequest, _user_pb2.GetUserResponse]
     """Finds one user. An actor sees its own record whole, and of another user id, username, full_name
     and kind. A deleted user is found too.
 
     Raises:
     - NOT_FOUND USER_NOT_FOUND: there is none, or it was purged.
     """
-    BatchGetUsers: _aio.UnaryUnaryMultiCallable[_user_pb2.BatchGetUsersRequest, _user_pb2.BatchGetUsersResponse]
+    BatchGetUsers: _grpc.UnaryUnaryMultiCallable[_user_pb2.BatchGetUsersRequest, _user_pb2.BatchGetUsersResponse]
     """Finds up to 500 users at once, each as GetUser shows it. References that name nobody are no
     error: they are listed.
     """
-    ListUsers: _aio.UnaryUnaryMultiCallable[_user_pb2.ListUsersRequest, _user_pb2.ListUsersResponse]
+    ListUsers: _grpc.UnaryUnaryMultiCallable[_user_pb2.ListUsersRequest, _user_pb2.ListUsersResponse]
     """Lists users, newest first. All filters given must hold.
 
     Raises:
     - INVALID_ARGUMENT INVALID_PAGE_TOKEN, PAGE_TOKEN_MISMATCH: see access.proto.
     """
-    UpdateUser: _aio.UnaryUnaryMultiCallable[_user_pb2.UpdateUserRequest, _user_pb2.UpdateUserResponse]
+    UpdateUser: _grpc.UnaryUnaryMultiCallable[_user_pb2.UpdateUserRequest, _user_pb2.UpdateUserResponse]
     """Changes a user. The system may change every mutable field; an actor may change its own email
     (which clears is_verified), full_name and metadata.
 
@@ -62,7 +78,7 @@ class UserServiceStub:
     - FAILED_PRECONDITION USER_DELETED: undelete it first.
     - ABORTED ETAG_MISMATCH: the user changed since the etag was read.
     """
-    DeleteUser: _aio.UnaryUnaryMultiCallable[_user_pb2.DeleteUserRequest, _user_pb2.DeleteUserResponse]
+    DeleteUser: _grpc.UnaryUnaryMultiCallable[_user_pb2.DeleteUserRequest, _user_pb2.DeleteUserResponse]
     """Marks a user as deleted. Nothing else changes: memberships and messages stay, username, e-mail
     and external_id stay taken. A deleted user may not act, nor be invited or added. UndeleteUser
     takes the mark away; PurgeUser removes for good.
@@ -73,7 +89,7 @@ class UserServiceStub:
     - NOT_FOUND USER_NOT_FOUND: there is none, or it is deleted already (unless allow_missing).
     - ABORTED ETAG_MISMATCH: the user changed since the etag was read.
     """
-    UndeleteUser: _aio.UnaryUnaryMultiCallable[_user_pb2.UndeleteUserRequest, _user_pb2.UndeleteUserResponse]
+    UndeleteUser: _grpc.UnaryUnaryMultiCallable[_user_pb2.UndeleteUserRequest, _user_pb2.UndeleteUserResponse]
     """Takes the mark of DeleteUser away: the user is as it was before.
 
     Safe to repeat with a request_id.
@@ -83,7 +99,7 @@ class UserServiceStub:
     - ALREADY_EXISTS NOT_DELETED: the user is not deleted.
     - ABORTED ETAG_MISMATCH: the user changed since the etag was read.
     """
-    PurgeUser: _aio.UnaryUnaryMultiCallable[_user_pb2.PurgeUserRequest, _user_pb2.PurgeUserResponse]
+    PurgeUser: _grpc.UnaryUnaryMultiCallable[_user_pb2.PurgeUserRequest, _user_pb2.PurgeUserResponse]
     """Erases a deleted user for good, by its id, in steps: call again until `done`.
 
     The first call erases who it was (names, e-mail, password, metadata) and frees the username,
@@ -103,7 +119,7 @@ class UserServiceStub:
     - FAILED_PRECONDITION NOT_DELETED: the user is not deleted.
     - ABORTED ETAG_MISMATCH: the user changed since the etag was read.
     """
-    SetPassword: _aio.UnaryUnaryMultiCallable[_user_pb2.SetPasswordRequest, _user_pb2.SetPasswordResponse]
+    SetPassword: _grpc.UnaryUnaryMultiCallable[_user_pb2.SetPasswordRequest, _user_pb2.SetPasswordResponse]
     """Sets a user's password, in place of the one before. An actor may set its own only.
 
     Safe to repeat as it is: the same password again. It takes no request_id, since nothing made
@@ -116,7 +132,124 @@ class UserServiceStub:
     - ABORTED ETAG_MISMATCH: the user changed since the etag was read.
     - RESOURCE_EXHAUSTED TOO_MANY_PASSWORDS, with RetryInfo: too many are being hashed.
     """
-    VerifyPassword: _aio.UnaryUnaryMultiCallable[_user_pb2.VerifyPasswordRequest, _user_pb2.VerifyPasswordResponse]
+    VerifyPassword: _grpc.UnaryUnaryMultiCallable[_user_pb2.VerifyPasswordRequest, _user_pb2.VerifyPasswordResponse]
+    """Tells whether a password is a user's. An unknown user, a wrong password, no password set, an
+    inactive and a deleted user get one answer, in the same time: OK with verified=false.
+
+    Limits: 5 failures a minute for one user, by whatever name, or for a login that is nobody's; 300
+    for one caller. What succeeds does not count.
+
+    Raises:
+    - RESOURCE_EXHAUSTED RATE_LIMITED, with RetryInfo: too many failures; even the right password is
+      then not looked at.
+    - RESOURCE_EXHAUSTED TOO_MANY_PASSWORDS, with RetryInfo: too many are being hashed.
+    """
+
+@_typing.type_check_only
+class UserServiceAsyncStub(UserServiceStub):
+    """Keeps users: their names, their standing, and their passwords.
+
+    An actor may look up users, and change itself; the rest is the system's. What all RPCs have in
+    common (actors, request_id, etags, pages, errors) is said in access.proto; each adds its own
+    here.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    CreateUser: _aio.UnaryUnaryMultiCallable[_user_pb2.CreateUserRequest, _user_pb2.CreateUserResponse]  # type: ignore[assignment]
+    """Makes a user.
+
+    Safe to repeat with a request_id, or with a username or external_id of its own: the second call
+    is then ALREADY_EXISTS and names the user.
+
+    Raises:
+    - ALREADY_EXISTS USERNAME_TAKEN, EMAIL_TAKEN, EXTERNAL_ID_TAKEN: another user has it, be it a
+      deleted one.
+    """
+    GetUser: _aio.UnaryUnaryMultiCallable[_user_pb2.GetUserRequest, _user_pb2.GetUserResponse]  # type: ignore[assignment]
+    """Finds one user. An actor sees its own record whole, and of another user id, username, full_name
+    and kind. A deleted user is found too.
+
+    Raises:
+    - NOT_FOUND USER_NOT_FOUND: there is none, or it was purged.
+    """
+    BatchGetUsers: _aio.UnaryUnaryMultiCallable[_user_pb2.BatchGetUsersRequest, _user_pb2.BatchGetUsersResponse]  # type: ignore[assignment]
+    """Finds up to 500 users at once, each as GetUser shows it. References that name nobody are no
+    error: they are listed.
+    """
+    ListUsers: _aio.UnaryUnaryMultiCallable[_user_pb2.ListUsersRequest, _user_pb2.ListUsersResponse]  # type: ignore[assignment]
+    """Lists users, newest first. All filters given must hold.
+
+    Raises:
+    - INVALID_ARGUMENT INVALID_PAGE_TOKEN, PAGE_TOKEN_MISMATCH: see access.proto.
+    """
+    UpdateUser: _aio.UnaryUnaryMultiCallable[_user_pb2.UpdateUserRequest, _user_pb2.UpdateUserResponse]  # type: ignore[assignment]
+    """Changes a user. The system may change every mutable field; an actor may change its own email
+    (which clears is_verified), full_name and metadata.
+
+    Safe to repeat: with a request_id, or with an etag, since the first call makes it stale.
+
+    Raises:
+    - NOT_FOUND USER_NOT_FOUND: there is none, or it was purged.
+    - PERMISSION_DENIED PERMISSION_DENIED: the actor changes another user, or a field it may not.
+    - ALREADY_EXISTS USERNAME_TAKEN, EMAIL_TAKEN: another user has it, be it a deleted one.
+    - FAILED_PRECONDITION USER_DELETED: undelete it first.
+    - ABORTED ETAG_MISMATCH: the user changed since the etag was read.
+    """
+    DeleteUser: _aio.UnaryUnaryMultiCallable[_user_pb2.DeleteUserRequest, _user_pb2.DeleteUserResponse]  # type: ignore[assignment]
+    """Marks a user as deleted. Nothing else changes: memberships and messages stay, username, e-mail
+    and external_id stay taken. A deleted user may not act, nor be invited or added. UndeleteUser
+    takes the mark away; PurgeUser removes for good.
+
+    Safe to repeat with a request_id or allow_missing.
+
+    Raises:
+    - NOT_FOUND USER_NOT_FOUND: there is none, or it is deleted already (unless allow_missing).
+    - ABORTED ETAG_MISMATCH: the user changed since the etag was read.
+    """
+    UndeleteUser: _aio.UnaryUnaryMultiCallable[_user_pb2.UndeleteUserRequest, _user_pb2.UndeleteUserResponse]  # type: ignore[assignment]
+    """Takes the mark of DeleteUser away: the user is as it was before.
+
+    Safe to repeat with a request_id.
+
+    Raises:
+    - NOT_FOUND USER_NOT_FOUND: there is none, or it was purged.
+    - ALREADY_EXISTS NOT_DELETED: the user is not deleted.
+    - ABORTED ETAG_MISMATCH: the user changed since the etag was read.
+    """
+    PurgeUser: _aio.UnaryUnaryMultiCallable[_user_pb2.PurgeUserRequest, _user_pb2.PurgeUserResponse]  # type: ignore[assignment]
+    """Erases a deleted user for good, by its id, in steps: call again until `done`.
+
+    The first call erases who it was (names, e-mail, password, metadata) and frees the username,
+    e-mail and external_id; the messages stay, and point at a user without a name. Then,
+    conversation by conversation: the membership ends; a conversation that would be without an
+    owner passes to the moderator, else the member, who joined first; one that the user created
+    passes to another owner, or is purged when nobody else is joined. One that somebody else is at
+    work in is left for the next call.
+
+    Safe to repeat at any time, without a request_id: each call goes on where the last one ended,
+    and after `done` answers done with zeros. There is no way back.
+
+    Limits: 100 conversations a call.
+
+    Raises:
+    - NOT_FOUND USER_NOT_FOUND: there never was such a user.
+    - FAILED_PRECONDITION NOT_DELETED: the user is not deleted.
+    - ABORTED ETAG_MISMATCH: the user changed since the etag was read.
+    """
+    SetPassword: _aio.UnaryUnaryMultiCallable[_user_pb2.SetPasswordRequest, _user_pb2.SetPasswordResponse]  # type: ignore[assignment]
+    """Sets a user's password, in place of the one before. An actor may set its own only.
+
+    Safe to repeat as it is: the same password again. It takes no request_id, since nothing made
+    from a password is kept but its hash.
+
+    Raises:
+    - NOT_FOUND USER_NOT_FOUND: there is none, or it was purged.
+    - PERMISSION_DENIED PERMISSION_DENIED: the actor sets another user's password.
+    - FAILED_PRECONDITION USER_DELETED: undelete it first.
+    - ABORTED ETAG_MISMATCH: the user changed since the etag was read.
+    - RESOURCE_EXHAUSTED TOO_MANY_PASSWORDS, with RetryInfo: too many are being hashed.
+    """
+    VerifyPassword: _aio.UnaryUnaryMultiCallable[_user_pb2.VerifyPasswordRequest, _user_pb2.VerifyPasswordResponse]  # type: ignore[assignment]
     """Tells whether a password is a user's. An unknown user, a wrong password, no password set, an
     inactive and a deleted user get one answer, in the same time: OK with verified=false.
 
@@ -141,7 +274,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _user_pb2.CreateUserRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_user_pb2.CreateUserResponse]:
+    ) -> _typing.Union[_user_pb2.CreateUserResponse, _abc.Awaitable[_user_pb2.CreateUserResponse]]:
         """Makes a user.
 
         Safe to repeat with a request_id, or with a username or external_id of its own: the second call
@@ -156,7 +289,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _user_pb2.GetUserRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_user_pb2.GetUserResponse]:
+    ) -> _typing.Union[_user_pb2.GetUserResponse, _abc.Awaitable[_user_pb2.GetUserResponse]]:
         """Finds one user. An actor sees its own record whole, and of another user id, username, full_name
         and kind. A deleted user is found too.
 
@@ -168,7 +301,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _user_pb2.BatchGetUsersRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_user_pb2.BatchGetUsersResponse]:
+    ) -> _typing.Union[_user_pb2.BatchGetUsersResponse, _abc.Awaitable[_user_pb2.BatchGetUsersResponse]]:
         """Finds up to 500 users at once, each as GetUser shows it. References that name nobody are no
         error: they are listed.
         """
@@ -177,7 +310,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _user_pb2.ListUsersRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_user_pb2.ListUsersResponse]:
+    ) -> _typing.Union[_user_pb2.ListUsersResponse, _abc.Awaitable[_user_pb2.ListUsersResponse]]:
         """Lists users, newest first. All filters given must hold.
 
         Raises:
@@ -188,7 +321,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _user_pb2.UpdateUserRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_user_pb2.UpdateUserResponse]:
+    ) -> _typing.Union[_user_pb2.UpdateUserResponse, _abc.Awaitable[_user_pb2.UpdateUserResponse]]:
         """Changes a user. The system may change every mutable field; an actor may change its own email
         (which clears is_verified), full_name and metadata.
 
@@ -206,7 +339,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _user_pb2.DeleteUserRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_user_pb2.DeleteUserResponse]:
+    ) -> _typing.Union[_user_pb2.DeleteUserResponse, _abc.Awaitable[_user_pb2.DeleteUserResponse]]:
         """Marks a user as deleted. Nothing else changes: memberships and messages stay, username, e-mail
         and external_id stay taken. A deleted user may not act, nor be invited or added. UndeleteUser
         takes the mark away; PurgeUser removes for good.
@@ -222,7 +355,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _user_pb2.UndeleteUserRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_user_pb2.UndeleteUserResponse]:
+    ) -> _typing.Union[_user_pb2.UndeleteUserResponse, _abc.Awaitable[_user_pb2.UndeleteUserResponse]]:
         """Takes the mark of DeleteUser away: the user is as it was before.
 
         Safe to repeat with a request_id.
@@ -237,7 +370,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _user_pb2.PurgeUserRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_user_pb2.PurgeUserResponse]:
+    ) -> _typing.Union[_user_pb2.PurgeUserResponse, _abc.Awaitable[_user_pb2.PurgeUserResponse]]:
         """Erases a deleted user for good, by its id, in steps: call again until `done`.
 
         The first call erases who it was (names, e-mail, password, metadata) and frees the username,
@@ -262,7 +395,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _user_pb2.SetPasswordRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_user_pb2.SetPasswordResponse]:
+    ) -> _typing.Union[_user_pb2.SetPasswordResponse, _abc.Awaitable[_user_pb2.SetPasswordResponse]]:
         """Sets a user's password, in place of the one before. An actor may set its own only.
 
         Safe to repeat as it is: the same password again. It takes no request_id, since nothing made
@@ -280,7 +413,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _user_pb2.VerifyPasswordRequest,
         context: _typing.Any,
-    ) -> _abc.Awaitable[_user_pb2.VerifyPasswordResponse]:
+    ) -> _typing.Union[_user_pb2.VerifyPasswordResponse, _abc.Awaitable[_user_pb2.VerifyPasswordResponse]]:
         """Tells whether a password is a user's. An unknown user, a wrong password, no password set, an
         inactive and a deleted user get one answer, in the same time: OK with verified=false.
 
@@ -293,4 +426,4 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         - RESOURCE_EXHAUSTED TOO_MANY_PASSWORDS, with RetryInfo: too many are being hashed.
         """
 
-def add_UserServiceServicer_to_server(servicer: UserServiceServicer, server: _aio.Server) -> None: ...
+def add_UserServiceServicer_to_server(servicer: UserServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
