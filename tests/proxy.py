@@ -17,6 +17,8 @@ COMMIT = b"Q\x00\x00\x00\x0bCOMMIT\x00"
 class Fault(Enum):
     """What befalls the next COMMIT."""
 
+    # PostgreSQL gets it later.
+    HELD = "held"
     # The connection is cut before PostgreSQL gets it; after it took effect.
     CUT_BEFORE = "cut before"
     CUT_AFTER = "cut after"
@@ -112,9 +114,12 @@ class Link:
                 if chunk.endswith(COMMIT) and self._proxy.faults:
                     self._fault = self._proxy.faults.pop(0)
                     self._proxy.fired += 1
-                    if self._fault is Fault.CUT_BEFORE:
+                    if self._fault in (Fault.HELD, Fault.CUT_BEFORE):
                         await self._proxy.happen()
+                    if self._fault is Fault.CUT_BEFORE:
                         return
+                    if self._fault is Fault.HELD:
+                        self._fault = None
                 if self._fault is not Fault.SWALLOWED_BEFORE:
                     self._to_server.write(chunk)
         if self._fault in (Fault.SWALLOWED_BEFORE, Fault.SWALLOWED_AFTER):

@@ -1,0 +1,447 @@
+"""Writers, watchers and those who come and go, over one or several replicas, while somebody breaks
+things; and in the end, what all of them saw.
+
+Every change carries a request_id. Choices follow from the seed; their moments do not.
+"""
+
+import asyncio
+import itertools
+import random
+import time
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from parley.v1 import message_pb2, participant_pb2
+
+from . import history as sends
+from .feed_history import (
+    ACCESS_LOST,
+    Batch,
+    FeedHistory,
+    Reading,
+    Resumption,
+    Scope,
+    State,
+    due,
+    places,
+    violations,
+)
+from .history import Operation, Outcome, Stored, outcome_of
+from .make import USER, Client, Conversation, Event, Message, Participant, User, failure_of
+
+CALL_SECONDS = 6.0
+# After so long a watch is cut.
+CUT_SECONDS = (0.05, 0.5)
+# A writer's pause between two calls, and a guest's between coming and going.
+PAUSE_SECONDS, STAY_SECONDS = (0.0, 0.2), (0.1, 0.6)
+# What a call may be told while the server, or what it needs, is away or busy.
+AWAY = {"UNAVAILABLE", "UNKNOWN", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED"}
+# And what it is told by a server that is broken: that is a finding, not the end of the storm.
+DEFECTS = {"INTERNAL", "DATA_LOSS"}
+# After these nothing more comes.
+ENDS = {ACCESS_LOST, "CURSOR_EXPIRED", "INVALID_CURSOR"}
+
+
+async def nothing() -> None:
+    pass
+
+
+@dataclass
+class Storm:
+    """`clients`: each on a channel of its own, to whichever replicas there are. `seconds`: how long
+    it is meant to last.
+    """
+
+    clients: Sequence[Client]
+    seed: int
+    seconds: float
+    talks: list[Conversation] = field(default_factory=list)
+    log: list[Event] = field(default_factory=list)
+    states: list[State] = field(default_factory=list)
+    readings: list[Reading] = field(default_factory=list)
+    resumptions: list[Resumption] = field(default_factory=list)
+    operations: list[Operation] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
+    failures: Counter[str] = field(default_factory=Counter)
+    cuts: int = 0
+
+    def __post_init__(self) -> None:
+        self.choices = random.Random(self.seed)
+        self._numbers = itertools.count()
+        # The highest sequence that was acknowledged in each conversation.
+        self._said: dict[str, int] = defaultdict(lambda: 1)
+        self._stopping = False
+
+    async def prepare(self, *, writers: int, talks: int) -> None:
+        """Conversations with everybody in them who writes, and one who will go for good; in the
+        first one some come and go, and some come late and are not to see what was before.
+        """
+        client = self.clients[0]
+        self.writers = [await client.user() for _ in range(writers)]
+        self.leavers = [await client.user() for _ in range(talks)]
+        self.guests = [await client.user() for _ in range(2)]
+        self.newcomers = [await client.user() for _ in range(2)]
+        for n, leaver in enumerate(self.leavers):
+            talk = await client.conversation(*self.writers, leaver, first=f"start {n}")
+            self.talks.append(talk)
+            self._note(self.writers[0], talk, f"start {n}", "", time.monotonic(), Outcome.OK)
+        here = self.talks[0].id
+        scopes = [
+            Scope("everything"),
+            *(Scope("conversation", talk.id) for talk in self.talks),
+            *(
+                Scope("conversation", talk.id, actor=leaver.id)
+                for talk, leaver in zip(self.talks, self.leavers, strict=True)
+            ),
+            Scope("conversation", here, actor=self.newcomers[0].id, is_newcomer=True),
+            Scope("user", self.writers[0].id),
+            Scope("user", self.guests[0].id),
+            Scope("user", self.leavers[0].id, actor=self.leavers[0].id),
+            Scope("user", self.newcomers[1].id, actor=self.newcomers[1].id, is_newcomer=True),
+        ]
+        # Each scope twice: by one that is cut all the time, and by one that is not.
+        self.readings = [Reading(scope) for scope in scopes for _ in range(2)]
+
+    async def rage(
+        self,
+        meanwhile: Callable[[], Awaitable[None]],
+        *,
+        finale: Callable[[], Awaitable[None]] = nothing,
+        patience: float,
+    ) -> None:
+        """Everybody at work until `meanwhile` ends; then `finale`, alone. Those who watch get so
+        many seconds to come to the end of what they are due.
+        """
+        watching = [
+            asyncio.create_task(self._watch(reading, is_cut=n % 2 == 0))
+            for n, reading in enumerate(self.readings)
+        ]
+        try:
+            async with asyncio.TaskGroup() as work:
+                for n, writer in enumerate(self.writers):
+                    work.create_task(self._write(n, writer))
+                for n, leaver in enumerate(self.leavers):
+                    work.create_task(self._leave(self.talks[n], leaver))
+                for guest in self.guests:
+                    work.create_task(self._come_and_go(guest))
+                for newcomer in self.newcomers:
+                    work.create_task(self._come_late(newcomer))
+                await meanwhile()
+                self._stopping = True
+            await finale()
+            self.log = await self._insist(lambda client: client.log(everything=True))
+            await self._until_read(time.monotonic() + patience)
+        finally:
+            for task in watching:
+                task.cancel()
+            ends = await asyncio.gather(*watching, return_exceptions=True)
+        for end in ends:
+            if end is not None and not isinstance(end, asyncio.CancelledError):
+                raise end
+        for talk in self.talks:
+            self.states.append(await self._insist(lambda client, talk=talk: _state(client, talk)))
+
+    async def say(self, client: Client) -> None:
+        """One more message, by this client, whatever comes of it."""
+        others, self.clients = self.clients, [client]
+        await self._send(self.writers[0], self.talks[0], self._key())
+        self.clients = others
+
+    async def entitle(self, client: Client) -> None:
+        """One more title, in the same way."""
+        others, self.clients = self.clients, [client]
+        await self._entitle(self.writers[0], self.talks[0], self._key())
+        self.clients = others
+
+    async def resume(self, count: int) -> None:
+        """Read what follows so many of the cursors that were seen."""
+        points = [
+            (reading.scope, cursor, before)
+            for reading in self.readings
+            for cursor, before in reading.points()
+        ]
+        some = iter(self.choices.sample(points, min(count, len(points))))
+
+        async def work() -> None:
+            for scope, cursor, before in some:
+                self.resumptions.append(await self._resumed(scope, cursor, before))
+
+        await asyncio.gather(*(work() for _ in range(4)))
+
+    def violations(self) -> list[str]:
+        """Everything that cannot be true of what was seen."""
+        final = [_stored(message) for state in self.states for message in state.messages]
+        acknowledged = [
+            (each.conversation, each.stored.sequence) for each in self.operations if each.stored
+        ]
+        return [
+            *(f"defect: {failed}" for failed in self.failures if failed.split()[0] in DEFECTS),
+            *sends.violations(self.operations, final),
+            *violations(
+                FeedHistory(
+                    log=self.log,
+                    states=self.states,
+                    readings=self.readings,
+                    resumptions=self.resumptions,
+                    batches=self.batches,
+                    acknowledged=acknowledged,
+                )
+            ),
+        ]
+
+    def report(self) -> str:
+        told = sum(len(places(reading.events)) for reading in self.readings)
+        resumed = Counter(each.scope.kind for each in self.resumptions)
+        return (
+            f"SEED={self.seed}: {len(self.log)} events in {len(self.talks)} conversations,"
+            f" checked {told} times by {len(self.readings)} watchers with {self.cuts} cuts;"
+            f" {resumed.total()} cursors resumed {dict(resumed)};"
+            f" {sum(map(bool, (each.stored for each in self.operations)))} messages acknowledged;"
+            f" calls that failed: {dict(self.failures)}"
+        )
+
+    # Those who write
+
+    async def _write(self, n: int, writer: User) -> None:
+        """Every other one is stubborn: it repeats a call under its request_id until it succeeds."""
+        talk = self.talks[n % len(self.talks)]
+        while not self._stopping:
+            (act,) = self.choices.choices(
+                [self._send, self._send_batch, self._entitle, self._read], [8, 2, 1, 2]
+            )
+            key = self._key()
+            while not await act(writer, talk, key) and n % 2 and not self._stopping:
+                pass
+            await asyncio.sleep(self.choices.uniform(*PAUSE_SECONDS))
+
+    async def _send(self, writer: User, talk: Conversation, key: str) -> bool:
+        started = time.monotonic()
+        request = message_pb2.SendMessageRequest(
+            conversation_id=talk.id, sender_id=writer.id, role=USER, content=key, request_id=key
+        )
+        response, outcome = await self._try(
+            lambda client: client.messages.SendMessage(request, timeout=CALL_SECONDS)
+        )
+        stored = _stored(response.message) if response else None
+        self._note(writer, talk, key, key, started, outcome, stored)
+        return response is not None
+
+    async def _send_batch(self, writer: User, talk: Conversation, key: str) -> bool:
+        started = time.monotonic()
+        contents = [f"{key}, {n}" for n in range(3)]
+        request = message_pb2.BatchSendMessagesRequest(
+            conversation_id=talk.id,
+            request_id=key,
+            messages=[
+                message_pb2.NewMessage(sender_id=writer.id, role=USER, content=content)
+                for content in contents
+            ],
+        )
+        response, outcome = await self._try(
+            lambda client: client.messages.BatchSendMessages(request, timeout=CALL_SECONDS)
+        )
+        sent = response.sent_messages if response else [None] * len(contents)
+        for content, each in zip(contents, sent, strict=True):
+            stored = each and Stored(
+                conversation=talk.id,
+                sequence=each.sequence,
+                id=each.id,
+                content=content,
+                sender=writer.id,
+                created=each.create_time.ToNanoseconds(),
+            )
+            self._note(writer, talk, content, content, started, outcome, stored)
+        if response:
+            self.batches.append(Batch(talk.id, [each.sequence for each in sent]))
+        return response is not None
+
+    async def _entitle(self, _writer: User, talk: Conversation, key: str) -> bool:
+        response, _ = await self._try(
+            lambda client: client.update(talk, title=f"as {key} says", request_id=key)
+        )
+        return response is not None
+
+    async def _read(self, writer: User, talk: Conversation, key: str) -> bool:
+        sequence = self._said[talk.id]
+        response, _ = await self._try(
+            lambda client: client.mark_read(talk, writer, sequence, request_id=key)
+        )
+        return response is not None
+
+    # Those who come and go
+
+    async def _leave(self, talk: Conversation, leaver: User) -> None:
+        await self._pause(self.choices.uniform(0.2, 0.8) * self.seconds)
+        key = self._key()
+        await self._insist(lambda client: client.remove(talk, leaver, request_id=key))
+
+    async def _come_late(self, newcomer: User) -> None:
+        await self._pause(self.choices.uniform(0.2, 0.6) * self.seconds)
+        key = self._key()
+        await self._insist(lambda client: self._add(client, newcomer, key, hide_history=True))
+
+    async def _come_and_go(self, guest: User) -> None:
+        while not self._stopping:
+            come, go = self._key(), self._key()
+            await self._insist(lambda client, key=come: self._add(client, guest, key))
+            await self._pause(self.choices.uniform(*STAY_SECONDS))
+            await self._insist(
+                lambda client, key=go: client.remove(self.talks[0], guest, request_id=key)
+            )
+            await self._pause(self.choices.uniform(*STAY_SECONDS))
+
+    async def _add(self, client: Client, user: User, key: str, **values: Any) -> Participant:
+        inviter = self.writers[0].id
+        return await client.add(
+            self.talks[0], user, invited_by_user_id=inviter, request_id=key, **values
+        )
+
+    async def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self._stopping and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+
+    # Those who watch
+
+    async def _watch(self, reading: Reading, *, is_cut: bool) -> None:
+        """Read for as long as there is something to read, from the last cursor each time, wherever
+        that may be.
+        """
+        while not reading.ended:
+            start = {"resume_cursor": reading.cursor} if reading.cursor else {"oldest": True}
+            # In the end nobody comes anew: whoever does, has everybody look who waits beside it.
+            goes_on = self._stopping or not is_cut
+            limit = None if goes_on else self.choices.uniform(*CUT_SECONDS)
+            call = self._as(reading.scope).watch(**reading.scope.asked, **start)
+            stream: list[Any] = []
+            reading.streams.append(stream)
+            try:
+                async with asyncio.timeout(limit):
+                    while response := await call.read():
+                        stream.append(response)
+            except TimeoutError:
+                self.cuts += 1
+            except grpc.aio.AioRpcError as error:
+                failed = failure_of(error)
+                if failed.reason in ENDS:
+                    reading.ended = failed.reason
+                elif failed.code not in AWAY | DEFECTS | {"NOT_FOUND"}:
+                    raise
+                await asyncio.sleep(0.05)
+            finally:
+                call.cancel()
+
+    async def _until_read(self, deadline: float) -> None:
+        for reading in self.readings:
+            dues = len(due(self.log, reading.scope))
+            while len(places(reading.events)) < dues and time.monotonic() < deadline:
+                await asyncio.sleep(0.05)
+        # Whatever came twice, or was not to come, still may.
+        await asyncio.sleep(0.1)
+
+    async def _resumed(self, scope: Scope, cursor: str, before: int) -> Resumption:
+        """What follows a cursor: page by page, or by a watch that catches up."""
+        found: list[Event] = []
+        read = self._catch_up if self.choices.random() < 0.5 else self._page
+        try:
+            await read(scope, cursor, found)
+        except grpc.aio.AioRpcError as error:
+            reason = failure_of(error).reason
+            if reason not in ENDS:
+                raise
+            return Resumption(scope, before, found, "" if reason == ACCESS_LOST else reason)
+        return Resumption(scope, before, found)
+
+    async def _catch_up(self, scope: Scope, cursor: str, found: list[Event]) -> None:
+        call = self._as(scope).watch(**scope.asked, resume_cursor=cursor)
+        while response := await call.read():
+            found += response.events
+            if response.caught_up:
+                call.cancel()
+                return
+
+    async def _page(self, scope: Scope, cursor: str, found: list[Event]) -> None:
+        client, size = self._as(scope), self.choices.choice((100, 1000))
+        while True:
+            page = await client.list_events(**scope.asked, resume_cursor=cursor, page_size=size)
+            found += page.events
+            cursor = page.cursor
+            if page.caught_up:
+                return
+
+    def _as(self, scope: Scope) -> Client:
+        client = self.choices.choice(self.clients)
+        return client.acting_as(scope.actor) if scope.actor else client
+
+    # Calls
+
+    def _key(self) -> str:
+        return f"storm {self.seed}: {next(self._numbers)}"
+
+    async def _try(self, call: Callable[[Client], Awaitable[Any]]) -> tuple[Any, Outcome]:
+        """The answer to a call somewhere; None where there is none for now."""
+        try:
+            return await call(self.choices.choice(self.clients)), Outcome.OK
+        except grpc.aio.AioRpcError as error:
+            failed = failure_of(error)
+            if failed.code not in AWAY | DEFECTS:
+                raise
+            self.failures[f"{failed.code} {failed.reason}".strip()] += 1
+            await asyncio.sleep(failed.retry_seconds or 0.02)
+            return None, outcome_of(failed.code, failed.reason)
+
+    async def _insist(self, call: Callable[[Client], Awaitable[Any]], seconds: float = 20) -> Any:
+        until = time.monotonic() + seconds
+        while (found := (await self._try(call))[0]) is None and time.monotonic() < until:
+            pass
+        return found
+
+    def _note(
+        self,
+        client: User,
+        talk: Conversation,
+        content: str,
+        request_id: str,
+        started: float,
+        outcome: Outcome,
+        stored: Stored | None = None,
+    ) -> None:
+        if stored:
+            self._said[talk.id] = max(self._said[talk.id], stored.sequence)
+        self.operations.append(
+            Operation(
+                client=client.id,
+                conversation=talk.id,
+                content=content,
+                request_id=request_id,
+                started=started,
+                ended=time.monotonic(),
+                outcome=outcome,
+                stored=stored,
+            )
+        )
+
+
+async def _state(client: Client, talk: Conversation) -> State:
+    listed = await client.participants.ListParticipants(
+        participant_pb2.ListParticipantsRequest(
+            conversation_id=talk.id, page_size=1000, statuses=Participant.Status.values()[1:]
+        )
+    )
+    messages = await client.all_messages(talk)
+    return State(await client.seen(talk), listed.participants, messages)
+
+
+def _stored(message: Message) -> Stored:
+    return Stored(
+        conversation=message.conversation_id,
+        sequence=message.sequence,
+        id=message.id,
+        content=message.content,
+        sender=message.sender_id,
+        created=message.create_time.ToNanoseconds(),
+    )
