@@ -433,8 +433,10 @@ async def _checkout(engine: AsyncEngine) -> AsyncIterator[PoolProxiedConnection]
 
 def _discard(pooled: PoolProxiedConnection) -> None:
     driver: Any = pooled.driver_connection
-    driver.terminate()
-    pooled.invalidate()
+    # None: it broke under a statement of SQLAlchemy's, which has thrown it away by itself.
+    if driver is not None:
+        driver.terminate()
+        pooled.invalidate()
 
 
 def _engine(url: str, session: dict[str, str], *, pool_size: int, pool_wait: float) -> AsyncEngine:

@@ -158,13 +158,14 @@ class Storm:
         self.clients = others
 
     async def resume(self, count: int) -> None:
-        """Read what follows so many of the cursors that were seen."""
-        points = [
-            (reading.scope, cursor, before)
-            for reading in self.readings
-            for cursor, before in reading.points()
-        ]
-        some = iter(self.choices.sample(points, min(count, len(points))))
+        """Read what follows so many of the cursors seen, as many of each kind of scope."""
+        points: dict[str, list[tuple[Scope, str, int]]] = defaultdict(list)
+        for reading in self.readings:
+            points[reading.scope.kind] += [(reading.scope, *point) for point in reading.points()]
+        chosen = itertools.chain.from_iterable(
+            zip(*(self.choices.sample(each, len(each)) for each in points.values()), strict=False)
+        )
+        some = itertools.islice(chosen, count)
 
         async def work() -> None:
             for scope, cursor, before in some:
@@ -366,7 +367,8 @@ class Storm:
 
     async def _page(self, scope: Scope, cursor: str, found: list[Event]) -> None:
         client, size = self._as(scope), self.choices.choice((100, 1000))
-        while True:
+        # A cursor that does not move on is found out by what it leads to.
+        while len(found) <= len(self.log):
             page = await client.list_events(**scope.asked, resume_cursor=cursor, page_size=size)
             found += page.events
             cursor = page.cursor

@@ -256,6 +256,28 @@ async def test_a_connection_ended_in_a_transaction_means_that_nothing_was_writte
     assert await database.fetchval("SELECT to_regclass('ghost')") is None
 
 
+@pytest.mark.parametrize("kind", ["driver", "sqlalchemy"])
+async def test_a_connection_that_ends_under_a_statement_is_told_as_such(
+    doors: Store, database: asyncpg.Connection, kind: str
+) -> None:
+    """Found with PostgreSQL killed under load: SQLAlchemy throws it away by itself, and what was
+    thrown away again was an INTERNAL error.
+    """
+    with pytest.raises(Unavailable) as raised:
+        async with doors.transaction() as transaction:
+            connection = transaction.connection
+            ((pid,),) = await connection.fetch("SELECT pg_backend_pid()")
+            assert await database.fetchval("SELECT pg_terminate_backend($1, 1000)", pid)
+            if kind == "driver":
+                await connection.fetch("SELECT 1")
+            else:
+                await connection.rows(text("SELECT 1"))
+
+    assert raised.value.reason == "DATABASE_UNAVAILABLE"
+    async with doors.transaction() as transaction:
+        assert await transaction.connection.fetch("SELECT 1")
+
+
 async def test_a_pool_of_connections_to_nobody_is_refused_at_once(tmp_path: Path) -> None:
     nobody = Store(f"postgresql://parley@/parley?host={tmp_path}")
 
