@@ -9,7 +9,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +44,12 @@ class Replicas:
     other: Service
 
     def workers(self) -> list[psutil.Process]:
-        children = psutil.Process(self.crew.process.pid).children()
-        return [child for child in children if "--worker" in child.cmdline()]
+        found = []
+        for child in psutil.Process(self.crew.process.pid).children():
+            with suppress(psutil.NoSuchProcess):
+                if "--worker" in child.cmdline():
+                    found.append(child)
+        return found
 
     @asynccontextmanager
     async def clients(self) -> AsyncIterator[list[Client]]:

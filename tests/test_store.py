@@ -263,17 +263,19 @@ async def test_a_connection_that_ends_under_a_statement_is_told_as_such(
     """Found with PostgreSQL killed under load: SQLAlchemy throws it away by itself, and what was
     thrown away again was an INTERNAL error.
     """
-    with pytest.raises(Unavailable) as raised:
+
+    async def be_ended() -> None:
         async with doors.transaction() as transaction:
-            connection = transaction.connection
-            ((pid,),) = await connection.fetch("SELECT pg_backend_pid()")
+            pid = await _backend(transaction)
             assert await database.fetchval("SELECT pg_terminate_backend($1, 1000)", pid)
             if kind == "driver":
-                await connection.fetch("SELECT 1")
+                await transaction.connection.fetch("SELECT 1")
             else:
-                await connection.rows(text("SELECT 1"))
+                await transaction.connection.rows(text("SELECT 1"))
 
-    assert raised.value.reason == "DATABASE_UNAVAILABLE"
+    with pytest.raises(Unavailable, match="DATABASE_UNAVAILABLE"):
+        await be_ended()
+
     async with doors.transaction() as transaction:
         assert await transaction.connection.fetch("SELECT 1")
 
