@@ -143,7 +143,7 @@ class Storm:
             if end is not None and not isinstance(end, asyncio.CancelledError):
                 raise end
         for talk in self.talks:
-            self.states.append(await self._insist(lambda client, talk=talk: _state(client, talk)))
+            self.states.append(await self._insist(lambda client, talk=talk: state_of(client, talk)))
 
     async def say(self, client: Client) -> None:
         """One more message, by this client, whatever comes of it."""
@@ -428,7 +428,7 @@ class Storm:
         )
 
 
-async def _state(client: Client, talk: Conversation) -> State:
+async def state_of(client: Client, talk: Conversation) -> State:
     listed = await client.participants.ListParticipants(
         participant_pb2.ListParticipantsRequest(
             conversation_id=talk.id, page_size=1000, statuses=Participant.Status.values()[1:]
