@@ -142,8 +142,7 @@ class Storm:
         for end in ends:
             if end is not None and not isinstance(end, asyncio.CancelledError):
                 raise end
-        for talk in self.talks:
-            self.states.append(await self._insist(lambda client, talk=talk: state_of(client, talk)))
+        self.states = [await self._state(talk) for talk in self.talks]
 
     async def say(self, client: Client) -> None:
         """One more message, by this client, whatever comes of it."""
@@ -257,7 +256,7 @@ class Storm:
             )
             self._note(writer, talk, content, content, started, outcome, stored)
         if response:
-            self.batches.append(Batch(talk.id, [each.sequence for each in sent]))
+            self.batches.append(Batch(talk.id, [each.sequence for each in response.sent_messages]))
         return response is not None
 
     async def _entitle(self, _writer: User, talk: Conversation, key: str) -> bool:
@@ -277,29 +276,26 @@ class Storm:
 
     async def _leave(self, talk: Conversation, leaver: User) -> None:
         await self._pause(self.choices.uniform(0.2, 0.8) * self.seconds)
-        key = self._key()
-        await self._insist(lambda client: client.remove(talk, leaver, request_id=key))
+        await self._remove(talk, leaver)
 
     async def _come_late(self, newcomer: User) -> None:
         await self._pause(self.choices.uniform(0.2, 0.6) * self.seconds)
-        key = self._key()
-        await self._insist(lambda client: self._add(client, newcomer, key, hide_history=True))
+        await self._add(newcomer, hide_history=True)
 
     async def _come_and_go(self, guest: User) -> None:
         while not self._stopping:
-            come, go = self._key(), self._key()
-            await self._insist(lambda client, key=come: self._add(client, guest, key))
+            await self._add(guest)
             await self._pause(self.choices.uniform(*STAY_SECONDS))
-            await self._insist(
-                lambda client, key=go: client.remove(self.talks[0], guest, request_id=key)
-            )
+            await self._remove(self.talks[0], guest)
             await self._pause(self.choices.uniform(*STAY_SECONDS))
 
-    async def _add(self, client: Client, user: User, key: str, **values: Any) -> Participant:
-        inviter = self.writers[0].id
-        return await client.add(
-            self.talks[0], user, invited_by_user_id=inviter, request_id=key, **values
-        )
+    async def _add(self, user: User, **values: Any) -> None:
+        values |= {"request_id": self._key(), "invited_by_user_id": self.writers[0].id}
+        await self._insist(lambda client: client.add(self.talks[0], user, **values))
+
+    async def _remove(self, talk: Conversation, user: User) -> None:
+        key = self._key()
+        await self._insist(lambda client: client.remove(talk, user, request_id=key))
 
     async def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -395,6 +391,11 @@ class Storm:
             self.failures[f"{failed.code} {failed.reason}".strip()] += 1
             await asyncio.sleep(failed.retry_seconds or 0.02)
             return None, outcome_of(failed.code, failed.reason)
+
+    async def _state(self, talk: Conversation) -> State:
+        """As Get and List show it in the end."""
+        found: State = await self._insist(lambda client: state_of(client, talk))
+        return found
 
     async def _insist(self, call: Callable[[Client], Awaitable[Any]], seconds: float = 20) -> Any:
         until = time.monotonic() + seconds

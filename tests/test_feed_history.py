@@ -42,7 +42,13 @@ def said(version: int, sequence: int, talk: str = "tea", content: str = "") -> E
     )
 
 
-def moved(version: int, user: str, before: int, after: int, talk: str = "tea") -> Event:
+def moved(
+    version: int,
+    user: str,
+    before: "Participant.Status.ValueType",
+    after: "Participant.Status.ValueType",
+    talk: str = "tea",
+) -> Event:
     return Event(
         conversation_id=talk,
         version=version,
@@ -88,9 +94,9 @@ AS_CLEO = Scope("conversation", "tea", actor="cleo", is_newcomer=True)
 SEEN_BY_CLEO = [*TEA[:3], withheld(4, 5), *TEA[5:]]
 
 
-def response(*events: Event, **values: bool) -> event_pb2.WatchResponse:
+def response(*events: Event, caught_up: bool = False) -> event_pb2.WatchResponse:
     cursor = str(events[-1].version) if events else ""
-    return event_pb2.WatchResponse(events=events, cursor=cursor, **values)
+    return event_pb2.WatchResponse(events=events, cursor=cursor, caught_up=caught_up)
 
 
 def read(scope: Scope, *responses: Sequence[Event], ended: str = "") -> Reading:
