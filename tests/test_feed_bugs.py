@@ -259,5 +259,6 @@ async def test_a_mistake_is_caught(
         wrong = await found(seed, tmp_path, postgres)
         print(*wrong[:5], sep="\n")
         if any(each.startswith(said) for each in wrong):
+            print(f"{mistake.__name__}: caught in run {seed - SEED + 1}")
             return
     raise AssertionError(f"{mistake.__name__} was not caught in {RUNS} runs")

@@ -231,13 +231,13 @@ async def test_an_era_waits_for_whoever_still_writes_in_the_one_before(
 ) -> None:
     """Or an event would come into the past of somebody who has read on in the new one."""
     doors = Store(postgres.url, pool_size=1)
+    before = (await parley.list_events(everything=True)).cursor
     fact = Fact(type=EventType.CONVERSATION_UPDATED, actor_id=None)
     async with doors.transaction() as transaction:
         await transaction.events.record(conversation_id=uuid4(), after_version=0, facts=[fact])
         beginning = asyncio.create_task(eras.begin(postgres.url))
         await asyncio.sleep(0.5)
         assert not beginning.done()
-    before = (await parley.list_events(everything=True)).cursor
     await beginning
     await doors.close()
 

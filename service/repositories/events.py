@@ -38,7 +38,7 @@ FROM unnest($3::text[], $4::uuid[], $5::bigint[], $6::int[], $7::uuid[], $8::tex
 """
 
 # Rows that were restored bear the number of the transaction that restored them, not of the one that
-# is told in them; a database that was restored elsewhere has another identifier, too.
+# is told in them (an event is never updated); elsewhere the database has another identifier, too.
 BEGIN_ERA = """
 INSERT INTO eras (era, system_identifier)
 SELECT e.era + 1, s.system_identifier::text
