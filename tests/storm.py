@@ -68,6 +68,8 @@ class Storm:
     batches: list[Batch] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)
     cuts: int = 0
+    # How many cursors were resumed, by the kind of their scope.
+    resumed: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.choices = random.Random(self.seed)
@@ -144,27 +146,28 @@ class Storm:
                 raise end
         self.states = [await self._state(talk) for talk in self.talks]
 
-    async def say(self, client: Client) -> None:
+    async def say(self, client: Client, talk: Conversation) -> None:
         """One more message, by this client, whatever comes of it."""
-        others, self.clients = self.clients, [client]
-        await self._send(self.writers[0], self.talks[0], self._key())
-        self.clients = others
+        await self._send(self.writers[0], talk, self._key(), client)
 
-    async def entitle(self, client: Client) -> None:
+    async def entitle(self, client: Client, talk: Conversation) -> None:
         """One more title, in the same way."""
-        others, self.clients = self.clients, [client]
-        await self._entitle(self.writers[0], self.talks[0], self._key())
-        self.clients = others
+        await self._entitle(self.writers[0], talk, self._key(), client)
 
     async def resume(self, count: int) -> None:
-        """Read what follows so many of the cursors seen, as many of each kind of scope."""
+        """Read each scope once more from its beginning; and what follows so many of the cursors
+        seen, as many of each kind of scope.
+        """
         points: dict[str, list[tuple[Scope, str, int]]] = defaultdict(list)
         for reading in self.readings:
             points[reading.scope.kind] += [(reading.scope, *point) for point in reading.points()]
         chosen = itertools.chain.from_iterable(
             zip(*(self.choices.sample(each, len(each)) for each in points.values()), strict=False)
         )
-        some = itertools.islice(chosen, count)
+        picked = list(itertools.islice(chosen, count))
+        self.resumed.update(scope.kind for scope, *_ in picked)
+        scopes = dict.fromkeys(reading.scope for reading in self.readings)
+        some = iter([*((scope, "", 0) for scope in scopes), *picked])
 
         async def work() -> None:
             for scope, cursor, before in some:
@@ -195,11 +198,10 @@ class Storm:
 
     def report(self) -> str:
         told = sum(len(places(reading.events)) for reading in self.readings)
-        resumed = Counter(each.scope.kind for each in self.resumptions)
         return (
             f"SEED={self.seed}: {len(self.log)} events in {len(self.talks)} conversations,"
             f" checked {told} times by {len(self.readings)} watchers with {self.cuts} cuts;"
-            f" {resumed.total()} cursors resumed {dict(resumed)};"
+            f" {self.resumed.total()} cursors resumed {dict(self.resumed)};"
             f" {sum(map(bool, (each.stored for each in self.operations)))} messages acknowledged;"
             f" calls that failed: {dict(self.failures)}"
         )
@@ -218,13 +220,15 @@ class Storm:
                 pass
             await asyncio.sleep(self.choices.uniform(*PAUSE_SECONDS))
 
-    async def _send(self, writer: User, talk: Conversation, key: str) -> bool:
+    async def _send(
+        self, writer: User, talk: Conversation, key: str, client: Client | None = None
+    ) -> bool:
         started = time.monotonic()
         request = message_pb2.SendMessageRequest(
             conversation_id=talk.id, sender_id=writer.id, role=USER, content=key, request_id=key
         )
         response, outcome = await self._try(
-            lambda client: client.messages.SendMessage(request, timeout=CALL_SECONDS)
+            lambda client: client.messages.SendMessage(request, timeout=CALL_SECONDS), client
         )
         stored = _stored(response.message) if response else None
         self._note(writer, talk, key, key, started, outcome, stored)
@@ -259,9 +263,11 @@ class Storm:
             self.batches.append(Batch(talk.id, [each.sequence for each in response.sent_messages]))
         return response is not None
 
-    async def _entitle(self, _writer: User, talk: Conversation, key: str) -> bool:
+    async def _entitle(
+        self, _writer: User, talk: Conversation, key: str, client: Client | None = None
+    ) -> bool:
         response, _ = await self._try(
-            lambda client: client.update(talk, title=f"as {key} says", request_id=key)
+            lambda client: client.update(talk, title=f"as {key} says", request_id=key), client
         )
         return response is not None
 
@@ -354,7 +360,8 @@ class Storm:
         return Resumption(scope, before, found)
 
     async def _catch_up(self, scope: Scope, cursor: str, found: list[Event]) -> None:
-        call = self._as(scope).watch(**scope.asked, resume_cursor=cursor)
+        start = {"resume_cursor": cursor} if cursor else {"oldest": True}
+        call = self._as(scope).watch(**scope.asked, **start)
         while response := await call.read():
             found += response.events
             if response.caught_up:
@@ -380,10 +387,12 @@ class Storm:
     def _key(self) -> str:
         return f"storm {self.seed}: {next(self._numbers)}"
 
-    async def _try(self, call: Callable[[Client], Awaitable[Any]]) -> tuple[Any, Outcome]:
-        """The answer to a call somewhere; None where there is none for now."""
+    async def _try(
+        self, call: Callable[[Client], Awaitable[Any]], client: Client | None = None
+    ) -> tuple[Any, Outcome]:
+        """The answer to a call by that client, or by any; None where there is none for now."""
         try:
-            return await call(self.choices.choice(self.clients)), Outcome.OK
+            return await call(client or self.choices.choice(self.clients)), Outcome.OK
         except grpc.aio.AioRpcError as error:
             failed = failure_of(error)
             if failed.code not in AWAY | DEFECTS:
