@@ -211,10 +211,14 @@ class Storm:
     async def _write(self, n: int, writer: User) -> None:
         """Every other one is stubborn: it repeats a call under its request_id until it succeeds."""
         talk = self.talks[n % len(self.talks)]
+        acts: list[Callable[[User, Conversation, str], Awaitable[bool]]] = [
+            self._send,
+            self._send_batch,
+            self._entitle,
+            self._read,
+        ]
         while not self._stopping:
-            (act,) = self.choices.choices(
-                [self._send, self._send_batch, self._entitle, self._read], [8, 2, 1, 2]
-            )
+            (act,) = self.choices.choices(acts, [8, 2, 1, 2])
             key = self._key()
             while not await act(writer, talk, key) and n % 2 and not self._stopping:
                 pass
