@@ -135,7 +135,7 @@ class Storm:
                 await meanwhile()
                 self._stopping = True
             await finale()
-            self.log = await self._insist(lambda client: client.log(everything=True))
+            self.log = await self._whole_log(time.monotonic() + patience)
             await self._until_read(time.monotonic() + patience)
         finally:
             for task in watching:
@@ -182,7 +182,7 @@ class Storm:
             (each.conversation, each.stored.sequence) for each in self.operations if each.stored
         ]
         return [
-            *(f"defect: {failed}" for failed in self.failures if failed.split()[0] in DEFECTS),
+            *(f"defect: {failed}" for failed in self._defects),
             *sends.violations(self.operations, final),
             *violations(
                 FeedHistory(
@@ -342,6 +342,19 @@ class Storm:
             finally:
                 call.cancel()
 
+    async def _whole_log(self, deadline: float) -> list[Event]:
+        """The whole log, once it has come to the versions that there are: a transaction of anybody
+        else's may hold it up for a moment.
+        """
+        while True:
+            log: list[Event] = await self._insist(lambda client: client.log(everything=True))
+            reached = {event.conversation_id: event.version for event in log}
+            states = [await self._state(talk) for talk in self.talks]
+            versions = {each.conversation.id: each.conversation.version for each in states}
+            if reached == versions or time.monotonic() > deadline:
+                return log
+            await asyncio.sleep(0.1)
+
     async def _until_read(self, deadline: float) -> None:
         for reading in self.readings:
             dues = len(due(self.log, reading.scope))
@@ -411,10 +424,16 @@ class Storm:
         return found
 
     async def _insist(self, call: Callable[[Client], Awaitable[Any]], seconds: float = 20) -> Any:
+        """The answer, sooner or later; None where it does not come, or the server is broken."""
         until = time.monotonic() + seconds
-        while (found := (await self._try(call))[0]) is None and time.monotonic() < until:
-            pass
+        while (found := (await self._try(call))[0]) is None:
+            if self._defects or time.monotonic() > until:
+                break
         return found
+
+    @property
+    def _defects(self) -> list[str]:
+        return [failed for failed in self.failures if failed.split()[0] in DEFECTS]
 
     def _note(
         self,

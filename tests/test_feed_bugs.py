@@ -220,8 +220,10 @@ class Outside:
 
     async def fetch(self, sql: str, *arguments: object) -> None:
         connection = await asyncpg.connect(self._url)
-        await connection.fetch(sql, *arguments)
-        await connection.close()
+        try:
+            await connection.fetch(sql, *arguments)
+        finally:
+            await connection.close()
 
 
 def _edit(patch: pytest.MonkeyPatch, name: str, old: str, new: str) -> None:
