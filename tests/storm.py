@@ -34,6 +34,8 @@ from .history import Operation, Outcome, Stored, outcome_of
 from .make import USER, Client, Conversation, Event, Message, Participant, User, failure_of
 
 CALL_SECONDS = 6.0
+# How long a call is repeated that has to succeed, and on a server that is known to be broken.
+INSIST_SECONDS, BROKEN_SECONDS = 20.0, 1.0
 # After so long a watch is cut.
 CUT_SECONDS = (0.05, 0.5)
 # A writer's pause between two calls, and a guest's between coming and going.
@@ -423,11 +425,12 @@ class Storm:
         found: State = await self._insist(lambda client: state_of(client, talk))
         return found
 
-    async def _insist(self, call: Callable[[Client], Awaitable[Any]], seconds: float = 20) -> Any:
-        """The answer, sooner or later; None where it does not come, or the server is broken."""
-        until = time.monotonic() + seconds
+    async def _insist(self, call: Callable[[Client], Awaitable[Any]]) -> Any:
+        """The answer, sooner or later; None where it does not come."""
+        started = time.monotonic()
         while (found := (await self._try(call))[0]) is None:
-            if self._defects or time.monotonic() > until:
+            limit = BROKEN_SECONDS if self._defects else INSIST_SECONDS
+            if time.monotonic() > started + limit:
                 break
         return found
 
