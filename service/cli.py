@@ -1,4 +1,4 @@
-"""`parley`: serve, migrate, import, watch, token."""
+"""`parley`: serve, migrate, import, watch, token, db."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from service import logs, metrics, schema, tokens
+from service import eras, logs, metrics, schema, tokens
 from service.access import split_token
 from service.admin import Admin
 from service.embedded import EmbeddedPostgres, EmbeddedPostgresError
@@ -370,6 +370,23 @@ def revoke(key_id: str, **flags: Any) -> None:
         if not asyncio.run(tokens.revoke(_database(flags), key_id)):
             raise ConfigurationError(f"there is no token with the key id '{key_id}'")
         click.echo(f"Revoked {key_id}.")
+
+
+@main.group()
+def db() -> None:
+    """What only an operator can know of the database: begin a new era."""
+
+
+@db.command(name="new-era")
+@database_flags
+def new_era(**flags: Any) -> None:
+    """Expire every cursor of the change feed: after going back in time, where Parley cannot tell.
+
+    A restored dump it recognises by itself. Readers are told CURSOR_EXPIRED and start anew.
+    """
+    with failures():
+        era = asyncio.run(eras.begin(_database(flags)))
+        click.echo(f"Era {era} has begun: cursors that were given out before it are expired.")
 
 
 def _database(flags: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from service.rules.feed import (
     PARTICIPANT_EVENTS,
     Place,
     Subject,
+    expired,
     fitting,
     is_whole,
     told,
@@ -38,12 +39,15 @@ Person = tuple[UUID, UUID | None]
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What to read, after which place, for whom, and how many events at the most."""
+    """What to read, after which place, for whom, and how many events at the most; and in which era
+    of the database that place was one.
+    """
 
     subject: Subject
     place: Place
     actor_id: UUID | None
     limit: int
+    era: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +85,14 @@ class Follower:
             stretches = await _within_reach(snapshot, asks, stretches, views)
             people = await _people(snapshot, stretches)
             messages = await _messages(snapshot, asks, stretches, views)
+            # On the same connection: none leads from one database to another.
+            era = await snapshot.feed.era()
         made: dict[tuple[UUID, int, UUID | None], wire.Event] = {}
         pages: list[Page | ParleyError] = []
         for ask, stretch in zip(asks, stretches, strict=True):
-            if isinstance(stretch, ParleyError):
+            if ask.era != era:
+                pages.append(expired())
+            elif isinstance(stretch, ParleyError):
                 pages.append(stretch)
             else:
                 pages.append(_page(ask, stretch, views, people, messages, made))

@@ -77,8 +77,8 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
 
 class Readiness:
-    """Keeps the health service true. `prepare` runs once, when the database first answers;
-    `on_change` whenever that begins or ceases to be so.
+    """Keeps the health service true. `prepare` runs once, when the database first answers, and
+    again when another one answers in its place; `on_change` whenever health begins or ceases.
     """
 
     def __init__(
@@ -129,25 +129,29 @@ class Readiness:
                 self._tell(f"the database cannot be reached: {_told(error)}")
             return
         self._failed_pings = 0
-        self._store.reachable = True
         self._store.writable = condition.writable
         self._tell(await self._reason_not_to_serve(condition))
 
     async def _reason_not_to_serve(self, condition: Condition) -> str | None:
-        if not fits(condition.revision):
-            return (
-                f"the schema is at revision {condition.revision}, this version needs "
-                f"{needed_revision()}: run `parley migrate`"
-            )
-        if not condition.writable:
-            return "the database takes no writes: it is a standby, or read-only by default"
+        """None where there is none. Calls may use the database from here on, as far as they can."""
+        unfit = _unfitness(condition)
         try:
-            if not self._prepared:
+            if not unfit and condition.cluster != self._store.cluster:
+                await self._enter(condition.cluster)
+            self._store.reachable = True
+            if not unfit and not self._prepared:
                 await self._prepare()
                 self._prepared = True
         except Exception as error:  # as above
             return f"the database cannot be prepared: {_told(error)}"
-        return None
+        return unfit
+
+    async def _enter(self, cluster: str) -> None:
+        """Where the database was restored, begin its era, before any call can write to it."""
+        if era := await self._store.begin_era():
+            log.warning("era_begun", era=era)
+        self._store.cluster = cluster
+        self._prepared = False
 
     def _tell(self, reason: str | None) -> None:
         if self._draining:
@@ -160,6 +164,17 @@ class Readiness:
         self.servicer.tell(dict.fromkeys(self._services, status))
         if reason is None:
             self.ready.set()
+
+
+def _unfitness(condition: Condition) -> str | None:
+    if not fits(condition.revision):
+        return (
+            f"the schema is at revision {condition.revision}, this version needs "
+            f"{needed_revision()}: run `parley migrate`"
+        )
+    if not condition.writable:
+        return "the database takes no writes: it is a standby, or read-only by default"
+    return None
 
 
 def _told(error: Exception) -> str:

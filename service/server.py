@@ -253,9 +253,8 @@ class Server:
                 return (await self.store.ping()).revision
 
     async def _prepare(self) -> None:
-        """What the database must hold before the first call: an era, a key, a first token."""
+        """What the database must hold before the first call: keys, a first token."""
         async with self.store.transaction() as transaction:
-            await transaction.events.begin_era()
             key = await transaction.tokens.signing_key("page-tokens", secrets.token_bytes(32))
             self.page_tokens.use(key)
             key = await transaction.tokens.signing_key("passwords", secrets.token_bytes(32))

@@ -84,12 +84,14 @@ BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 
 # "off" on a primary, unless somebody has made it, its database or our role read-only by default.
 PING = """
-SELECT version_num AS revision, current_setting('transaction_read_only') = 'off' AS writable
+SELECT version_num AS revision, current_setting('transaction_read_only') = 'off' AS writable,
+       (SELECT system_identifier::text FROM pg_control_system()) AS cluster
 FROM alembic_version
 """
 
 # When this database last recovered from a crash: then all statistics begin anew, and only then.
 LIFE = "SELECT stats_reset::text FROM pg_stat_checkpointer"
+CONNECTED = f"SELECT ({LIFE}) AS life, system_identifier::text AS cluster FROM pg_control_system()"
 TIMELINE = "left(pg_walfile_name(pg_current_wal_lsn()), 8)"
 # Asked for before COMMIT, to find out afterwards what became of the transaction.
 MARK = f"SELECT pg_current_xact_id_if_assigned()::text AS xid, {TIMELINE} AS timeline"
@@ -223,10 +225,13 @@ class Transaction(Snapshot):
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What a ping found: the schema's revision (None: no schema), and whether writes are taken."""
+    """What a ping found: the schema's revision (None: no schema), whether writes are taken, and
+    which PostgreSQL it is that answered.
+    """
 
     revision: str | None
     writable: bool
+    cluster: str = ""
 
 
 class Store:
@@ -241,6 +246,9 @@ class Store:
         # Kept by whoever pings. While False, calls are refused at once instead of waiting.
         self.reachable = True
         self.writable = True
+        # Which PostgreSQL was prepared for us. Another one that answers in its place, restored
+        # from a backup, is not used before it has begun an era of its own. None: any.
+        self.cluster: str | None = None
         # Called whenever something was committed.
         self.on_commit: Callable[[], None] = lambda: None
         # Whoever waits for a lock holds a connection: half of them at the most, so that a
@@ -347,13 +355,26 @@ class Store:
             return Condition(None, writable=True)
         except (*LOST, exc.SQLAlchemyError, asyncpg.PostgresError) as error:
             raise Unavailable("DATABASE_UNAVAILABLE") from _cause(error)
-        return Condition(row["revision"], row["writable"]) if row else Condition(None, True)
+        return Condition(**row) if row else Condition(None, True)
+
+    async def begin_era(self) -> int | None:
+        """Start a new era if the database was restored, before anybody else may use it: its number;
+        else None. Raises Unavailable.
+        """
+        try:
+            async with _checkout(self._ping_engine) as pooled:
+                return await Events(Connection(self._ping_engine, pooled)).begin_era()
+        except (*LOST, exc.SQLAlchemyError, asyncpg.PostgresError) as error:
+            raise Unavailable("DATABASE_UNAVAILABLE") from _cause(error)
 
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[PoolProxiedConnection]:
         self.require_reachable()
         try:
             async with _checkout(self._engine) as pooled:
+                if self.cluster not in (None, pooled.info["cluster"]):
+                    _discard(pooled)
+                    raise Unavailable("DATABASE_UNAVAILABLE")
                 yield pooled
         except (*LOST, exc.SQLAlchemyError, asyncpg.PostgresError) as error:
             translated = translate(error)
@@ -457,8 +478,10 @@ async def _checkout(engine: AsyncEngine) -> AsyncIterator[PoolProxiedConnection]
 
 def _discard(pooled: PoolProxiedConnection) -> None:
     driver: Any = pooled.driver_connection
-    driver.terminate()
-    pooled.invalidate()
+    # None: it broke under a statement of SQLAlchemy's, which has thrown it away by itself.
+    if driver is not None:
+        driver.terminate()
+        pooled.invalidate()
 
 
 def _engine(url: str, session: dict[str, str], *, pool_size: int, pool_wait: float) -> AsyncEngine:
@@ -488,8 +511,8 @@ def _engine(url: str, session: dict[str, str], *, pool_size: int, pool_wait: flo
 
 
 def _note_life(dbapi_connection: Any, record: Any) -> None:
-    """Remember which life of the database this is: no connection outlives a crash."""
-    record.info["life"] = dbapi_connection.run_async(lambda driver: driver.fetchval(LIFE))
+    """Remember which database this is, and which life of it: no connection outlives a crash."""
+    record.info.update(dbapi_connection.run_async(lambda driver: driver.fetchrow(CONNECTED)))
 
 
 def _refuse_closed(dbapi_connection: Any, _record: object, _proxy: object) -> None:

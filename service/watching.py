@@ -73,12 +73,13 @@ class Watching:
         return self._watches.total()
 
     async def follow(
-        self, subject: Subject, place: Place, actor_id: UUID | None
+        self, subject: Subject, place: Place, actor_id: UUID | None, era: int
     ) -> AsyncGenerator[Page, None]:
         """What happened after the place, and what happens from now on, until the reader may not
-        see any more. `caught_up` is True once; a page without events is a heartbeat.
+        see any more, or the era ends. `caught_up` is True once; a page without events is a
+        heartbeat.
         """
-        ask = Ask(subject, place, actor_id, MAX_EVENTS)
+        ask = Ask(subject, place, actor_id, MAX_EVENTS, era)
         has_caught_up = False
         due = time.monotonic() + self._heartbeat
         read = self._follower.read

@@ -13,9 +13,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import grpc
 import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from service.embedded import EmbeddedPostgres
 
 SERVING, NOT_SERVING = "SERVING", "NOT_SERVING"
 ROOT = Path(__file__).parent.parent
@@ -160,8 +163,20 @@ class Service:
 
     @property
     def database_url(self) -> str:
-        socket = self.folder / "data" / "postgres" / "socket"
-        return f"postgresql://parley@/parley?host={socket}"
+        # Its socket is elsewhere where the folder's path is too long for one.
+        url = EmbeddedPostgres(self.folder / "data").url
+        return url.replace("postgresql+asyncpg", "postgresql")
+
+    async def reachable(self) -> float:
+        """The moment at which its PostgreSQL takes connections in and answers."""
+        while True:
+            try:
+                connection = await asyncpg.connect(self.database_url)
+                await connection.execute("SELECT 1")
+                await connection.close()
+                return time.monotonic()
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                await asyncio.sleep(0.005)
 
     def postmaster(self) -> psutil.Process:
         file = self.folder / "data" / "postgres" / "data" / "postmaster.pid"

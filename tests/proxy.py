@@ -17,6 +17,8 @@ COMMIT = b"Q\x00\x00\x00\x0bCOMMIT\x00"
 class Fault(Enum):
     """What befalls the next COMMIT."""
 
+    # PostgreSQL gets it later.
+    HELD = "held"
     # The connection is cut before PostgreSQL gets it; after it took effect.
     CUT_BEFORE = "cut before"
     CUT_AFTER = "cut after"
@@ -28,8 +30,7 @@ class Fault(Enum):
 class Proxy:
     def __init__(self, folder: Path, database_url: str) -> None:
         self._folder = folder
-        (upstream,) = parse_qs(urlsplit(database_url).query)["host"]
-        self._upstream = f"{upstream}/.s.PGSQL.5432"
+        self._upstream = _socket(database_url)
         self._links: set[Link] = set()
         self._server: asyncio.Server | None = None
         # What befalls the next COMMITs, first to last; and how many that happened to.
@@ -56,6 +57,12 @@ class Proxy:
             self._server = None
         (self._folder / ".s.PGSQL.5432").unlink(missing_ok=True)
         self.cut()
+
+    async def lead_to(self, database_url: str) -> None:
+        """Another database, in the place of the one that there was."""
+        await self.close()
+        self._upstream = _socket(database_url)
+        await self.open()
 
     def cut(self) -> None:
         for link in list(self._links):
@@ -112,9 +119,12 @@ class Link:
                 if chunk.endswith(COMMIT) and self._proxy.faults:
                     self._fault = self._proxy.faults.pop(0)
                     self._proxy.fired += 1
-                    if self._fault is Fault.CUT_BEFORE:
+                    if self._fault in (Fault.HELD, Fault.CUT_BEFORE):
                         await self._proxy.happen()
+                    if self._fault is Fault.CUT_BEFORE:
                         return
+                    if self._fault is Fault.HELD:
+                        self._fault = None
                 if self._fault is not Fault.SWALLOWED_BEFORE:
                     self._to_server.write(chunk)
         if self._fault in (Fault.SWALLOWED_BEFORE, Fault.SWALLOWED_AFTER):
@@ -132,6 +142,11 @@ class Link:
         if self._fault is not None:
             # PostgreSQL may have ended the session; the client is not to know.
             await self._over.wait()
+
+
+def _socket(database_url: str) -> str:
+    (folder,) = parse_qs(urlsplit(database_url).query)["host"]
+    return f"{folder}/.s.PGSQL.5432"
 
 
 async def _nothing() -> None:

@@ -180,7 +180,7 @@ async def backend_dies(service: Service) -> float:
     """kill -9 of one backend: PostgreSQL then ends all others, and recovers by itself."""
     backend = await _backend_of_ours(service)
     backend.kill()
-    return await _reachable(service)
+    return await service.reachable()
 
 
 async def connections_are_ended(service: Service) -> float:
@@ -321,21 +321,9 @@ async def test_a_service_whose_database_is_away_starts_and_waits_for_it(
 async def _dies(service: Service, processes: list[psutil.Process]) -> float:
     dead = service.postmaster()
     kill(processes)
-    back = await _reachable(service)
+    back = await service.reachable()
     assert service.postmaster().pid != dead.pid
     return back
-
-
-async def _reachable(service: Service) -> float:
-    """The moment at which its PostgreSQL takes connections in and answers."""
-    while True:
-        try:
-            connection = await asyncpg.connect(service.database_url)
-            await connection.execute("SELECT 1")
-            await connection.close()
-            return time.monotonic()
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            await asyncio.sleep(0.005)
 
 
 async def _backend_of_ours(service: Service) -> psutil.Process:

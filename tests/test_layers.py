@@ -33,7 +33,7 @@ FLOORS = [
     {"following"},
     {"watching"},
     {"access", "servicers"},
-    {"interceptors", "tokens", "watcher"},
+    {"eras", "interceptors", "tokens", "watcher"},
     {"server"},
     {"workers"},
     {"cli"},

@@ -256,6 +256,30 @@ async def test_a_connection_ended_in_a_transaction_means_that_nothing_was_writte
     assert await database.fetchval("SELECT to_regclass('ghost')") is None
 
 
+@pytest.mark.parametrize("kind", ["driver", "sqlalchemy"])
+async def test_a_connection_that_ends_under_a_statement_is_told_as_such(
+    doors: Store, database: asyncpg.Connection, kind: str
+) -> None:
+    """Found with PostgreSQL killed under load: SQLAlchemy throws it away by itself, and what was
+    thrown away again was an INTERNAL error.
+    """
+
+    async def be_ended() -> None:
+        async with doors.transaction() as transaction:
+            pid = await _backend(transaction)
+            assert await database.fetchval("SELECT pg_terminate_backend($1, 1000)", pid)
+            if kind == "driver":
+                await transaction.connection.fetch("SELECT 1")
+            else:
+                await transaction.connection.rows(text("SELECT 1"))
+
+    with pytest.raises(Unavailable, match="DATABASE_UNAVAILABLE"):
+        await be_ended()
+
+    async with doors.transaction() as transaction:
+        assert await transaction.connection.fetch("SELECT 1")
+
+
 async def test_a_pool_of_connections_to_nobody_is_refused_at_once(tmp_path: Path) -> None:
     nobody = Store(f"postgresql://parley@/parley?host={tmp_path}")
 

@@ -2,7 +2,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import delete, text
+from sqlalchemy import delete
 
 from service.domain import EventType
 from service.repositories.base import Repository, tables
@@ -37,13 +37,27 @@ FROM unnest($3::text[], $4::uuid[], $5::bigint[], $6::int[], $7::uuid[], $8::tex
        reason, position)
 """
 
-# A database that was restored elsewhere has another identifier: its transaction ids start anew.
+# Rows that were restored bear the number of the transaction that restored them, not of the one that
+# is told in them (an event is never updated); elsewhere the database has another identifier, too.
 BEGIN_ERA = """
 INSERT INTO eras (era, system_identifier)
 SELECT e.era + 1, s.system_identifier::text
-FROM pg_control_system() AS s, (SELECT * FROM eras ORDER BY era DESC LIMIT 1) AS e
-WHERE e.system_identifier <> s.system_identifier::text
+FROM pg_control_system() AS s
+CROSS JOIN (SELECT * FROM eras ORDER BY era DESC LIMIT 1) AS e
+LEFT JOIN LATERAL (SELECT v.xid, v.xmin FROM events v WHERE v.era = e.era
+                   ORDER BY v.era DESC, v.xid DESC, v.conversation_id DESC, v.version DESC
+                   LIMIT 1) AS newest ON true
+WHERE e.system_identifier <> s.system_identifier::text OR newest.xmin <> newest.xid::xid
 ON CONFLICT DO NOTHING
+RETURNING era
+"""
+
+# Whoever writes an event meanwhile waits, and then writes it in the new era.
+ALONE = "LOCK TABLE events IN SHARE ROW EXCLUSIVE MODE"
+BEGIN_ANOTHER_ERA = """
+INSERT INTO eras (era, system_identifier)
+SELECT (SELECT max(era) + 1 FROM eras), system_identifier::text FROM pg_control_system()
+RETURNING era
 """
 
 
@@ -74,6 +88,15 @@ class Events(Repository):
             delete(events).where(events.c.conversation_id == conversation_id)
         )
 
-    async def begin_era(self) -> None:
-        """Start a new era if this is another database than the one that wrote the last events."""
-        await self._connection.execute(text(BEGIN_ERA))
+    async def begin_era(self) -> int | None:
+        """Start a new era if this is another database than the one that wrote the last events: the
+        new one's number; else None.
+        """
+        rows = await self._connection.fetch(BEGIN_ERA)
+        return rows[0]["era"] if rows else None
+
+    async def begin_another_era(self) -> int:
+        """Start a new era in any case: its number."""
+        await self._connection.fetch(ALONE)
+        ((era,),) = await self._connection.fetch(BEGIN_ANOTHER_ERA)
+        return int(era)

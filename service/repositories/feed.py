@@ -145,6 +145,11 @@ class Stretch:
 
 
 class Feed(Repository):
+    async def era(self) -> int:
+        """The present one."""
+        ((era,),) = await self._connection.fetch("SELECT max(era) FROM eras")
+        return int(era)
+
     async def now(self, conversation_id: UUID | None) -> Head:
         """How far the log goes, of one conversation or (None) below the horizon."""
         if conversation_id:

@@ -72,7 +72,12 @@ def require_present(place: Place, *, era: int, head: Head, subject: Subject) -> 
     else:
         is_future = place.version > head.newest.version
     if era != head.era or is_future:
-        raise OutOfRange("CURSOR_EXPIRED", field="resume_cursor")
+        raise expired()
+
+
+def expired() -> OutOfRange:
+    """The error for a place in another life of the database."""
+    return OutOfRange("CURSOR_EXPIRED", field="resume_cursor")
 
 
 def fitting(

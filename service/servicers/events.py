@@ -49,7 +49,7 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
 
         subject, head = await self._find(scope, call)
         place = self._place(request.resume_cursor, subject, head, call) or BEGINNING
-        page = await self._follower.read(Ask(subject, place, call.actor_id, limit))
+        page = await self._follower.read(Ask(subject, place, call.actor_id, limit, head.era))
 
         return pb.ListEventsResponse(
             events=page.events,
@@ -67,7 +67,8 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
         subject, head = await self._find(scope, call)
         start = BEGINNING if request.oldest else head.newest
         place = self._place(request.resume_cursor, subject, head, call) or start
-        async with aclosing(self._watching.follow(subject, place, call.actor_id)) as pages:
+        pages = self._watching.follow(subject, place, call.actor_id, head.era)
+        async with aclosing(pages):
             async for page in pages:
                 yield pb.WatchResponse(
                     events=page.events,
