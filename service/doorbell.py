@@ -25,10 +25,12 @@ class Doorbell:
         self._url = url
         self._rung = asyncio.Event()
         self._owed = asyncio.Event()
+        # How often it rang.
+        self.rings = 0
 
     def ring(self) -> None:
         """Something was committed here: wake who waits, here and soon elsewhere."""
-        self._rung.set()
+        self._hear()
         self._owed.set()
 
     def nudge(self) -> None:
@@ -41,6 +43,10 @@ class Doorbell:
             async with asyncio.timeout(seconds):
                 await self._rung.wait()
         self._rung.clear()
+
+    def _hear(self) -> None:
+        self.rings += 1
+        self._rung.set()
 
     async def run(self) -> None:
         """Carry rings between the processes, whenever the database is there."""
@@ -59,7 +65,7 @@ class Doorbell:
 
             def hear(_connection: object, pid: int, _channel: str, _payload: str) -> None:
                 if pid != own:
-                    self._rung.set()
+                    self._hear()
 
             await driver.add_listener(CHANNEL, hear)
             # Then the next NOTIFY fails, and a new connection is made.

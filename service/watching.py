@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from uuid import UUID
 
 import structlog
@@ -37,13 +37,28 @@ PATIENCE_SECONDS = 5.0
 RETRY_SECONDS = 0.1
 
 
-@dataclass(slots=True, eq=False)
 class Waiter:
-    """Somebody who has read everything up to a place."""
+    """Somebody who has read everything up to a place, and waits for more, or until it is due.
 
-    subject: Subject
-    place: Place
-    woken: asyncio.Event = field(default_factory=asyncio.Event)
+    `seen`: how often it had rung when it was last looked for news.
+    """
+
+    __slots__ = ("ask", "due", "seen", "told")
+
+    def __init__(self, ask: Ask, *, due: float, seen: int) -> None:
+        self.ask = ask
+        self.due = due
+        self.seen = seen
+        # None: whoever waits reads for itself.
+        self.told: asyncio.Future[Page | None] = asyncio.get_running_loop().create_future()
+
+    def tell(self, news: Page | ParleyError | None) -> None:
+        if self.told.done():
+            return
+        if isinstance(news, ParleyError):
+            self.told.set_exception(news)
+        else:
+            self.told.set_result(news)
 
 
 class Watching:
@@ -73,81 +88,108 @@ class Watching:
         return self._watches.total()
 
     async def follow(
-        self, subject: Subject, place: Place, actor_id: UUID | None
-    ) -> AsyncGenerator[Page, None]:
+        self, subject: Subject, place: Place, actor_id: UUID | None, *, is_new: bool
+    ) -> AsyncGenerator[tuple[Page, bool], None]:
         """What happened after the place, and what happens from now on, until the reader may not
-        see any more. `caught_up` is True once; a page without events is a heartbeat.
+        see any more; with the page that catches up, True. One without events is a heartbeat.
+
+        `is_new`: the place is the end of the log, or was a moment ago.
         """
         ask = Ask(subject, place, actor_id, MAX_EVENTS)
         has_caught_up = False
-        due = time.monotonic() + self._heartbeat
-        read = self._follower.read
         with self._counted(actor_id):
+            due = time.monotonic() + self._heartbeat
+            waiter = Waiter(ask, due=due, seen=self._doorbell.rings)
+            read = self._follower.read_new if is_new else self._follower.read
+            page = await _patiently(read, ask)
             while True:
-                page = await _patiently(read, ask)
-                ask = replace(ask, place=page.place)
                 catches_up = page.caught_up and not has_caught_up
-                if page.events or catches_up or time.monotonic() >= due:
-                    yield replace(page, caught_up=catches_up)
+                if page.events or catches_up or time.monotonic() >= due - POLL_SECONDS:
+                    yield page, catches_up
                     has_caught_up |= catches_up
                     due = time.monotonic() + self._heartbeat
-                read = self._follower.read
+                ask = replace(ask, place=page.place)
                 if page.caught_up:
-                    ask = replace(ask, place=await self._wait(ask, due - time.monotonic()))
-                    read = self._follower.read_new
+                    waiter = Waiter(ask, due=due, seen=waiter.seen)
+                    page = await self._news(waiter)
+                else:
+                    waiter.seen = self._doorbell.rings
+                    page = await _patiently(self._follower.read, ask)
 
     async def run(self) -> None:
-        """Wake those for whom there is something to read, as soon as there is."""
+        """Tell those who wait what there is to read, as soon as there is."""
         while True:
             await self._doorbell.wait(POLL_SECONDS)
             try:
                 if self._waiting:
+                    self._beat()
                     await self._look()
             except ParleyError:
                 # Whoever reads now finds out for how long the database is away.
-                for each in self._waiting:
-                    each.woken.set()
+                self._release()
                 await asyncio.sleep(POLL_SECONDS)
             except Exception:
                 log.exception("defect")
+                # What is wrong may be wrong with one of them, who will be told so.
+                self._release()
                 await asyncio.sleep(POLL_SECONDS)
             await asyncio.sleep(GATHER_SECONDS)
 
-    async def _look(self) -> None:
-        waiting = list(self._waiting)
-        narrow = {(each.subject.conversation_id, each.place) for each in waiting}
-        places = {each.place for each in waiting if each.subject.is_wide}
-        async with self._store.snapshot() as snapshot:
-            moved = await snapshot.feed.moved([(id, place) for id, place in narrow if id])
-            stirred = {}
-            for place in places:
-                there = [each.subject.user_id for each in waiting if each.place == place]
-                users = {user_id for user_id in there if user_id}
-                stirred[place] = await snapshot.feed.stirred(place, users)
-        for each in waiting:
-            if not each.subject.is_wide:
-                if each.subject.conversation_id in moved:
-                    each.woken.set()
-            elif found := stirred[each.place]:
-                end, user_ids = found
-                if each.subject.user_id in {None, *user_ids}:
-                    each.woken.set()
-                else:
-                    each.place = end
+    def _beat(self) -> None:
+        """Let those speak who would be silent for too long."""
+        soon = time.monotonic() + POLL_SECONDS
+        for each in self._waiting:
+            if each.due <= soon:
+                each.tell(Page((), each.ask.place, caught_up=True))
 
-    async def _wait(self, ask: Ask, seconds: float) -> Place:
-        """Wait until there may be something to read, or so long; the place to read on from."""
-        waiter = Waiter(ask.subject, ask.place)
+    def _release(self) -> None:
+        for each in self._waiting:
+            each.tell(None)
+
+    async def _look(self) -> None:
+        rings = self._doorbell.rings
+        waiting = [each for each in self._waiting if not each.told.done()]
+        wide = [each for each in waiting if each.ask.subject.is_wide]
+        concerned = [each for each in waiting if not each.ask.subject.is_wide]
+        if wide:
+            concerned += await self._stirred(wide)
+        if not concerned:
+            return
+        news = await self._follower.news([each.ask for each in concerned])
+        for each, page in zip(concerned, news, strict=True):
+            each.seen = rings
+            if page:
+                each.tell(page)
+
+    async def _stirred(self, wide: list[Waiter]) -> list[Waiter]:
+        """Those whom something may concern; the others' places move on."""
+        concerned = []
+        async with self._store.snapshot() as snapshot:
+            for place in {each.ask.place for each in wide}:
+                there = [each for each in wide if each.ask.place == place]
+                users = {each.ask.subject.user_id for each in there}
+                found = await snapshot.feed.stirred(place, [id for id in users if id])
+                if not found:
+                    continue
+                end, user_ids = found
+                for each in there:
+                    if each.ask.subject.user_id in {None, *user_ids}:
+                        concerned.append(each)
+                    else:
+                        each.ask = replace(each.ask, place=end)
+        return concerned
+
+    async def _news(self, waiter: Waiter) -> Page:
+        """What comes after the waiter's place, once it does."""
         self._waiting.add(waiter)
-        # What was committed since it has read was rung for before it waited.
-        self._doorbell.nudge()
+        if waiter.seen != self._doorbell.rings:
+            # What was committed since it has read was rung for before it waited.
+            self._doorbell.nudge()
         try:
-            await asyncio.wait_for(waiter.woken.wait(), max(seconds, 0))
-        except TimeoutError:
-            pass
+            told = await waiter.told
         finally:
             self._waiting.discard(waiter)
-        return waiter.place
+        return told or await _patiently(self._follower.read_new, waiter.ask)
 
     @contextmanager
     def _counted(self, actor_id: UUID | None) -> Iterator[None]:
