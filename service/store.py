@@ -7,7 +7,7 @@ checks at once would check the past.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -202,9 +202,12 @@ class Transaction(Snapshot):
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
         self.dry_run = False
+        # The advisory locks that it holds.
+        self.locks: set[int] = set()
 
     async def lock(self, lock: int) -> None:
         """One more advisory lock: of a wider scope first, and never a second conversation's."""
+        self.locks.add(lock)
         await self.connection.fetch("SELECT pg_advisory_xact_lock($1)", lock)
 
     async def try_locks(self, locks: Iterable[int]) -> set[int]:
@@ -213,7 +216,9 @@ class Transaction(Snapshot):
             "SELECT k FROM unnest($1::bigint[]) AS k WHERE pg_try_advisory_xact_lock(k)",
             sorted(locks),
         )
-        return {row["k"] for row in rows}
+        held = {row["k"] for row in rows}
+        self.locks |= held
+        return held
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,8 +241,8 @@ class Store:
         # Kept by whoever pings. While False, calls are refused at once instead of waiting.
         self.reachable = True
         self.writable = True
-        # Called whenever something was committed.
-        self.on_commit: Callable[[], None] = lambda: None
+        # Called whenever something was committed, with the locks under which it was.
+        self.on_commit: Callable[[Collection[int]], None] = lambda _: None
         # Whoever waits for a lock holds a connection: half of them at the most, so that a
         # conversation that many want to change takes none from those who want to read.
         self._waiting = asyncio.Semaphore(pool_size // 2)
@@ -267,6 +272,8 @@ class Store:
             driver: Any = pooled.driver_connection
             try:
                 transaction = Transaction(self._connection(pooled))
+                if lock is not None:
+                    transaction.locks.add(lock)
                 yield transaction
                 mark = transaction.connection.mark
                 if not transaction.dry_run and mark is None:
@@ -280,7 +287,7 @@ class Store:
             else:
                 await self._commit(pooled, mark)
                 if mark:
-                    self.on_commit()
+                    self.on_commit(transaction.locks)
 
     def _connection(self, pooled: PoolProxiedConnection) -> Connection:
         return Connection(self._engine, pooled)

@@ -7,14 +7,15 @@ that is slow, and no connection is held while a response is under way.
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from uuid import UUID
 
 import structlog
 
+from service.coalescer import lock_of
 from service.doorbell import Doorbell
 from service.errors import Aborted, ParleyError, ResourceExhausted, Unavailable
 from service.following import Ask, Follower, Page
@@ -80,7 +81,8 @@ class Watching:
         self._doorbell = doorbell
         self._heartbeat = heartbeat
         self._watches: Counter[UUID | None] = Counter()
-        self._waiting: set[Waiter] = set()
+        # By the lock of the conversation that they follow; those who follow more, under None.
+        self._waiting: defaultdict[int | None, set[Waiter]] = defaultdict(set)
 
     @property
     def count(self) -> int:
@@ -118,12 +120,14 @@ class Watching:
 
     async def run(self) -> None:
         """Tell those who wait what there is to read, as soon as there is."""
+        due = 0.0
         while True:
-            await self._doorbell.wait(POLL_SECONDS)
+            where = await self._doorbell.wait(POLL_SECONDS)
+            if where is None or time.monotonic() >= due:
+                where, due = None, time.monotonic() + POLL_SECONDS
             try:
                 if self._waiting:
-                    self._beat()
-                    await self._look()
+                    await self._look(where)
             except ParleyError:
                 # Whoever reads now finds out for how long the database is away.
                 self._release()
@@ -138,19 +142,27 @@ class Watching:
     def _beat(self) -> None:
         """Let those speak who would be silent for too long."""
         soon = time.monotonic() + POLL_SECONDS
-        for each in self._waiting:
+        for each in self._at(self._waiting):
             if each.due <= soon:
                 each.tell(Page((), each.ask.place, caught_up=True))
 
     def _release(self) -> None:
-        for each in self._waiting:
+        for each in self._at(self._waiting):
             each.tell(None)
 
-    async def _look(self) -> None:
+    def _at(self, locks: Iterable[int | None]) -> list[Waiter]:
+        return [each for lock in locks for each in self._waiting.get(lock, ())]
+
+    async def _look(self, where: set[int] | None) -> None:
+        """Tell those who follow a conversation behind one of these locks (None: any), and those who
+        follow more than one.
+        """
         rings = self._doorbell.rings
-        waiting = [each for each in self._waiting if not each.told.done()]
-        wide = [each for each in waiting if each.ask.subject.is_wide]
-        concerned = [each for each in waiting if not each.ask.subject.is_wide]
+        if where is None:
+            self._beat()
+        narrow = [lock for lock in self._waiting if lock is not None] if where is None else where
+        concerned = [each for each in self._at(narrow) if not each.told.done()]
+        wide = [each for each in self._at([None]) if not each.told.done()]
         if wide:
             concerned += await self._stirred(wide)
         if not concerned:
@@ -181,14 +193,18 @@ class Watching:
 
     async def _news(self, waiter: Waiter) -> Page:
         """What comes after the waiter's place, once it does."""
-        self._waiting.add(waiter)
+        id = waiter.ask.subject.conversation_id
+        lock = lock_of(id) if id else None
+        self._waiting[lock].add(waiter)
         if waiter.seen != self._doorbell.rings:
             # What was committed since it has read was rung for before it waited.
-            self._doorbell.nudge()
+            self._doorbell.nudge(*([lock] if lock is not None else []))
         try:
             told = await waiter.told
         finally:
-            self._waiting.discard(waiter)
+            self._waiting[lock].discard(waiter)
+            if not self._waiting[lock]:
+                del self._waiting[lock]
         return told or await _patiently(self._follower.read_new, waiter.ask)
 
     @contextmanager

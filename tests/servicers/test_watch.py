@@ -188,7 +188,7 @@ async def test_what_another_process_commits_is_told_as_soon(
 async def test_a_lost_ring_costs_milliseconds_only(
     parley: Client, ada: User, talk: Conversation, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.store, "on_commit", lambda: None)
+    monkeypatch.setattr(server.store, "on_commit", lambda _: None)
     async with watch(parley, conversation_id=talk.id) as watcher:
         await watcher.next()
         await parley.message(talk, ada, "unheard")
