@@ -53,9 +53,12 @@ class Coalescer(Generic[Item, Outcome]):
         store: Store,
         apply: Callable[[Transaction, list[Item]], Awaitable[Sequence[Outcome | ParleyError]]],
         *,
+        name: str,
         weigh: Callable[[Item], int] = lambda _: 0,
     ) -> None:
+        """`name`: of its batches, in the metrics."""
         self._store = store
+        self._name = name
         self._apply = apply
         self._weigh = weigh
         self._fast = self._batcher(self._apply_free)
@@ -114,7 +117,11 @@ class Coalescer(Generic[Item, Outcome]):
         self, run: Callable[[list[Item]], Awaitable[Sequence[Outcome | Busy | ParleyError]]]
     ) -> Batcher[Item, Outcome | Busy]:
         return Batcher(
-            run, max_items=MAX_BATCH_ITEMS, weigh=self._weigh, max_weight=MAX_BATCH_BYTES
+            run,
+            max_items=MAX_BATCH_ITEMS,
+            weigh=self._weigh,
+            max_weight=MAX_BATCH_BYTES,
+            name=self._name,
         )
 
 

@@ -40,12 +40,13 @@ Person = tuple[UUID, UUID | None]
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What to read, after which place, for whom, and how many events at the most."""
+    """What to read, after which place, for whom, and how many events and bytes at the most."""
 
     subject: Subject
     place: Place
     actor_id: UUID | None
     limit: int
+    byte_limit: int = MAX_RESPONSE_BYTES
 
 
 @dataclass(frozen=True)
@@ -224,10 +225,11 @@ def _sight(ask: Ask, views: Views) -> Hashable:
     """What the ask's page depends on: whoever has the same is told the same."""
     id = ask.subject.conversation_id
     if id is None:
-        return ask.subject, ask.place, ask.actor_id, ask.limit
+        return ask.subject, ask.place, ask.actor_id, ask.limit, ask.byte_limit
     view = views[id, ask.actor_id]
     shares = ask.actor_id is not None and view is not None and is_whole(view)
-    return id, ask.place.version, _window(view) if shares else ask.actor_id, ask.limit
+    sees = _window(view) if shares and view else ask.actor_id
+    return id, ask.place.version, sees, ask.limit, ask.byte_limit
 
 
 def _window(view: Row) -> tuple[int, int, UUID | None]:
@@ -263,7 +265,8 @@ async def _messages(snapshot: Snapshot, readings: Sequence[Reading], views: View
             shared[view["id"], ask.actor_id, fact["sequence"]] = key
     if not wanted:
         return {}
-    rows = await snapshot.feed.messages(list(wanted.values()), byte_limit=MAX_RESPONSE_BYTES)
+    byte_limit = max(ask.byte_limit for ask, _ in readings)
+    rows = await snapshot.feed.messages(list(wanted.values()), byte_limit=byte_limit)
     found = dict(zip(wanted, rows, strict=True))
     return {reader: found[key] for reader, key in shared.items()}
 
@@ -299,7 +302,7 @@ def _page(
         events.append(made[key])
         sizes.append(made[key].ByteSize() + ENVELOPE_BYTES)
     limit = min(ask.limit, len(sizes))
-    count, incomplete = fitting(stretch.facts, sizes, limit=limit, byte_limit=MAX_RESPONSE_BYTES)
+    count, incomplete = fitting(stretch.facts, sizes, limit=limit, byte_limit=ask.byte_limit)
     is_all = count == len(stretch.facts)
     facts = stretch.facts[:count]
     return Page(

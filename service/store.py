@@ -30,6 +30,7 @@ from service.errors import (
     Unknown,
 )
 from service.logs import text_of
+from service.metrics import CONNECTIONS
 from service.repositories.base import Connection, Mark
 from service.repositories.conversations import Conversations
 from service.repositories.cursors import Cursors
@@ -81,7 +82,9 @@ BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 
 # "off" on a primary, unless somebody has made it, its database or our role read-only by default.
 PING = """
-SELECT version_num AS revision, current_setting('transaction_read_only') = 'off' AS writable
+SELECT version_num AS revision, current_setting('transaction_read_only') = 'off' AS writable,
+       pg_snapshot_xmin(pg_current_snapshot())::text AS oldest_xid,
+       pg_snapshot_xmax(pg_current_snapshot())::text AS end_xid
 FROM alembic_version
 """
 
@@ -223,10 +226,14 @@ class Transaction(Snapshot):
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What a ping found: the schema's revision (None: no schema), and whether writes are taken."""
+    """What a ping found: the schema's revision (None: no schema), whether writes are taken, the
+    oldest transaction that runs, and the first one that has not begun.
+    """
 
     revision: str | None
-    writable: bool
+    writable: bool = True
+    oldest_xid: int = 0
+    end_xid: int = 0
 
 
 class Store:
@@ -327,17 +334,22 @@ class Store:
                 driver: Any = pooled.driver_connection
                 row = await driver.fetchrow(PING)
         except asyncpg.UndefinedTableError:
-            return Condition(None, writable=True)
+            return Condition(None)
         except (*LOST, exc.SQLAlchemyError, asyncpg.PostgresError) as error:
             raise Unavailable("DATABASE_UNAVAILABLE") from _cause(error)
-        return Condition(row["revision"], row["writable"]) if row else Condition(None, True)
+        if row is None:
+            return Condition(None)
+        return Condition(
+            row["revision"], row["writable"], int(row["oldest_xid"]), int(row["end_xid"])
+        )
 
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[PoolProxiedConnection]:
         self.require_reachable()
         try:
             async with _checkout(self._engine) as pooled:
-                yield pooled
+                with CONNECTIONS.track_inprogress():
+                    yield pooled
         except (*LOST, exc.SQLAlchemyError, asyncpg.PostgresError) as error:
             translated = translate(error)
             if translated.reason == "DATABASE_READ_ONLY":

@@ -19,6 +19,8 @@ from service.coalescer import lock_of
 from service.doorbell import Doorbell
 from service.errors import Aborted, ParleyError, ResourceExhausted, Unavailable
 from service.following import Ask, Follower, Page
+from service.metrics import DELIVERED, WATCHES
+from service.paging import MAX_RESPONSE_BYTES
 from service.rules.feed import Place, Subject
 from service.store import Store
 
@@ -26,7 +28,9 @@ log = structlog.get_logger()
 
 MAX_WATCHES = 2_000
 MAX_WATCHES_OF_ACTOR = 32
-# More than one call can make: a conversation with 1,000 participants.
+# A page waits in memory, several times over, until its reader takes it: a small one, unless a call
+# made more at once; with 1,000 participants that is no more than the larger number.
+EVENTS, PAGE_BYTES = 250, 64 << 10
 MAX_EVENTS = 1_100
 HEARTBEAT_SECONDS = 15.0
 # A ring may be lost, and the horizon moves without one.
@@ -97,7 +101,7 @@ class Watching:
 
         `is_new`: the place is the end of the log, or was a moment ago.
         """
-        ask = Ask(subject, place, actor_id, MAX_EVENTS)
+        ask = Ask(subject, place, actor_id, EVENTS, PAGE_BYTES)
         has_caught_up = False
         with self._counted(actor_id):
             due = time.monotonic() + self._heartbeat
@@ -105,8 +109,12 @@ class Watching:
             read = self._follower.read_new if is_new else self._follower.read
             page = await _patiently(read, ask)
             while True:
+                if page.incomplete:
+                    whole = replace(ask, limit=MAX_EVENTS, byte_limit=MAX_RESPONSE_BYTES)
+                    page = await _patiently(self._follower.read, whole)
                 catches_up = page.caught_up and not has_caught_up
                 if page.events or catches_up or time.monotonic() >= due - POLL_SECONDS:
+                    DELIVERED.inc(len(page.events))
                     yield page, catches_up
                     has_caught_up |= catches_up
                     due = time.monotonic() + self._heartbeat
@@ -215,7 +223,8 @@ class Watching:
             raise ResourceExhausted("RATE_LIMITED", subject="watches of this server")
         self._watches[actor_id] += 1
         try:
-            yield
+            with WATCHES.track_inprogress():
+                yield
         finally:
             self._watches[actor_id] -= 1
             if not self._watches[actor_id]:
