@@ -59,6 +59,8 @@ class Page:
     place: Place
     caught_up: bool
     incomplete: bool = False
+    # How many facts they tell of: those that are withheld go together.
+    count: int = 0
 
     @cached_property
     def encoded(self) -> bytes:
@@ -313,6 +315,7 @@ def _page(
         place=stretch.end if is_all else Place.of(facts[-1]) if facts else ask.place,
         caught_up=is_all and stretch.is_last,
         incomplete=incomplete or (is_all and stretch.is_cut),
+        count=count,
     )
 
 

@@ -227,7 +227,7 @@ class Transaction(Snapshot):
 @dataclass(frozen=True, slots=True)
 class Condition:
     """What a ping found: the schema's revision (None: no schema), whether writes are taken, the
-    oldest transaction that runs, and the first one that has not begun.
+    oldest transaction that has not ended, and the first one after which none has ended.
     """
 
     revision: str | None

@@ -118,7 +118,9 @@ class Watching:
                     yield page, catches_up
                     has_caught_up |= catches_up
                     due = time.monotonic() + self._heartbeat
-                ask = replace(ask, place=page.place)
+                # Of a history of large messages, not many more than the next page takes.
+                limit = EVENTS if page.caught_up else min(EVENTS, 2 * page.count + 8)
+                ask = replace(ask, place=page.place, limit=limit)
                 if page.caught_up:
                     waiter = Waiter(ask, due=due, seen=waiter.seen)
                     page = await self._news(waiter)

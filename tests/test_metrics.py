@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable
 
 import asyncpg
-import pytest
 import pytest_asyncio
 from prometheus_client import REGISTRY
 
@@ -66,13 +65,14 @@ async def foreign(postgres: EmbeddedPostgres) -> asyncpg.Connection:
     return await asyncpg.connect(postgres.url.replace("postgresql+asyncpg", "postgresql"))
 
 
-@pytest.mark.usefixtures("parley")
 async def test_the_horizon_grows_old_behind_a_transaction_that_stays_open(
-    foreign: asyncpg.Connection,
+    parley: Client, foreign: asyncpg.Connection
 ) -> None:
     name = "parley_horizon_age_seconds"
     await foreign.execute("BEGIN; SELECT pg_current_xact_id()")
     try:
+        # It holds up nothing until somebody else has written.
+        await parley.user()
         await until(lambda: value(name) > 1)
     finally:
         await foreign.close()
@@ -82,6 +82,6 @@ async def test_the_horizon_grows_old_behind_a_transaction_that_stays_open(
 
 def test_a_horizon_is_as_old_as_its_transaction() -> None:
     horizon = Horizon()
-    # None runs; then 7 does, and goes on; then it has ended, and 9 runs.
-    looks = [(7, 7, 1.0), (7, 8, 2.0), (7, 9, 5.0), (9, 10, 6.0), (9, 10, 8.0), (10, 10, 9.0)]
+    # 8 ends while 7 goes on; then that has ended, too, and 9 goes on while 10 ends.
+    looks = [(7, 7, 1.0), (7, 8, 2.0), (7, 9, 5.0), (9, 11, 6.0), (9, 11, 8.0), (11, 11, 9.0)]
     assert [horizon.age(oldest, end, at=at) for oldest, end, at in looks] == [0, 1, 4, 0, 2, 0]

@@ -12,6 +12,8 @@ import asyncpg
 import psutil
 import pytest
 
+from parley.v1 import event_pb2
+
 from .make import Client, Conversation, User
 from .process import Service
 
@@ -26,7 +28,8 @@ class Reader:
     """Follows a conversation, and notes how many milliseconds after its commit each event came."""
 
     def __init__(self, client: Client, talk: Conversation) -> None:
-        self.call = client.watch(conversation_id=talk.id)
+        request = event_pb2.WatchRequest(conversation_id=talk.id)
+        self.call = client.events.Watch(request, timeout=None)
         self.took: list[float] = []
 
     async def run(self) -> None:
@@ -72,6 +75,7 @@ async def _compare(service: Service, parley: Client, others: list[Client]) -> No
     for _ in range(ROUNDS):
         without.append(await _talk(parley, talk, ada, readers, seconds=QUIET_SECONDS))
         async with _stalled(others, talk):
+            await _at_rest(process)
             talking = asyncio.create_task(
                 _talk(parley, talk, ada, readers, seconds=STALLED_SECONDS)
             )
@@ -134,6 +138,16 @@ async def _stalled(clients: list[Client], talk: Conversation) -> AsyncIterator[N
     finally:
         for call in calls:
             call.cancel()
+
+
+async def _at_rest(process: psutil.Process) -> None:
+    """Return once the service has little to do: nobody takes any more of what it has to say."""
+    async with asyncio.timeout(30):
+        while True:
+            used = sum(process.cpu_times()[:2])
+            await asyncio.sleep(1)
+            if sum(process.cpu_times()[:2]) - used < 0.2:
+                return
 
 
 async def _in_transaction(service: Service) -> int:

@@ -73,8 +73,10 @@ class Horizon:
         self._since = 0.0
 
     def age(self, oldest_xid: int, end_xid: int, *, at: float) -> float:
-        """Seconds, as far as anybody has looked; `at` is the time of this look."""
-        # Where none runs, the oldest is the one that comes next.
+        """Seconds, as far as anybody has looked; `at` is the time of this look. `end_xid`: the one
+        that has not ended, and after which none has.
+        """
+        # Nothing has been written beyond it: nothing is held up.
         if oldest_xid == end_xid or oldest_xid != self._oldest:
             self._oldest, self._since = oldest_xid, at
         return at - self._since

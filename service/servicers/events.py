@@ -56,7 +56,9 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
             incomplete=page.incomplete,
         )
 
-    async def Watch(self, request: pb.WatchRequest, call: Call) -> AsyncIterator[wire.Spliced]:
+    async def Watch(  # type: ignore[override]  # as good as a WatchResponse once it is on the wire
+        self, request: pb.WatchRequest, call: Call
+    ) -> AsyncIterator[wire.Spliced]:
         with Fields() as fields:
             scope = _scope(fields, request, call)
             if request.WhichOneof("start") == "oldest" and not request.oldest:
