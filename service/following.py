@@ -229,8 +229,9 @@ def _sight(ask: Ask, views: Views) -> Hashable:
     if id is None:
         return ask.subject, ask.place, ask.actor_id, ask.limit, ask.byte_limit
     view = views[id, ask.actor_id]
-    shares = ask.actor_id is not None and view is not None and is_whole(view)
-    sees = _window(view) if shares and view else ask.actor_id
+    sees: Hashable = ask.actor_id
+    if ask.actor_id is not None and view is not None and is_whole(view):
+        sees = _window(view)
     return id, ask.place.version, sees, ask.limit, ask.byte_limit
 
 

@@ -19,7 +19,7 @@ from .process import Service
 
 STALLED, CHANNELS = 200, 4
 # As long again and again: without them, and with them, a minute in all.
-ROUNDS, QUIET_SECONDS, STALLED_SECONDS = 4, 8, 15
+ROUNDS, QUIET_SECONDS, STALLED_SECONDS = 3, 8, 20
 READERS, WRITERS, PAUSE_SECONDS = 8, 4, 0.04
 MIB = 1 << 20
 
@@ -41,6 +41,7 @@ class Reader:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 async def test_two_hundred_who_read_nothing_cost_little_and_hold_nobody_up(tmp_path: Path) -> None:
     service = Service(tmp_path)
     await service.start()
