@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 import asyncpg
+import grpc
 import psutil
 import pytest
 
@@ -21,6 +22,8 @@ STALLED, CHANNELS = 200, 4
 # As long again and again: without them, and with them, a minute in all.
 ROUNDS, QUIET_SECONDS, STALLED_SECONDS = 3, 8, 20
 READERS, WRITERS, PAUSE_SECONDS = 8, 4, 0.04
+# A connection of its own, with windows that do not grow: they are full soon.
+WINDOW = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
 MIB = 1 << 20
 
 
@@ -48,7 +51,9 @@ async def test_two_hundred_who_read_nothing_cost_little_and_hold_nobody_up(tmp_p
     try:
         async with AsyncExitStack() as open_channels:
             channels = [
-                await open_channels.enter_async_context(service.channel(alone=True))
+                await open_channels.enter_async_context(
+                    grpc.aio.insecure_channel(service.address, options=WINDOW)
+                )
                 for _ in range(CHANNELS + 1)
             ]
             clients = [Client(channel, service.token) for channel in channels]
