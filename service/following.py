@@ -268,7 +268,8 @@ async def _messages(snapshot: Snapshot, readings: Sequence[Reading], views: View
             shared[view["id"], ask.actor_id, fact["sequence"]] = key
     if not wanted:
         return {}
-    byte_limit = max(ask.byte_limit for ask, _ in readings)
+    # No more than their pages take together, nor more than one response.
+    byte_limit = min(MAX_RESPONSE_BYTES, sum(ask.byte_limit for ask, _ in readings))
     rows = await snapshot.feed.messages(list(wanted.values()), byte_limit=byte_limit)
     found = dict(zip(wanted, rows, strict=True))
     return {reader: found[key] for reader, key in shared.items()}
