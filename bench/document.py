@@ -24,6 +24,11 @@ SOURCES = {
     "GetMessage": {"Parley": "get", "empty": "get empty"},
     "GetConversation": {"Parley": "conversation", "empty": "conversation empty"},
     "ListMessages": {"Parley": "list", "empty": "list empty"},
+    "Watch, commit to delivered, 500 watchers of one": {
+        "Parley": "fan-out",
+        "empty": "fan-out empty",
+    },
+    "Watch, commit to delivered, at half load": {"Parley": "half load"},
 }
 
 PAGE = """\
@@ -49,6 +54,10 @@ prints the table alone, roughly, in a few minutes.
   program in Go, [bench/load](../bench/load/main.go).
 - **The runs**: {rounds} rounds in which everything is measured for {seconds:.0f} s, forwards and
   backwards in turn; medians, and for ratios the median of the rounds' ratios.
+- **Watched**: 500 people follow one conversation, and each message is with all of them before the
+  next is sent; the empty server tells as many of as much from memory. At half load each of the 200
+  conversations is followed by one of its people, and half as much is said as at the most then; what
+  is timed goes from the moment that the event bears, before COMMIT, to the watcher.
 - **Checked**: after each run that writes, the messages stored are counted against those that were
   acknowledged, and every conversation's numbers are 1, 2, 3 … without a gap.
 - **The obvious service** is [bench/obvious.py](../bench/obvious.py): SQLAlchemy's ORM, one

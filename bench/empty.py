@@ -4,7 +4,9 @@ What it answers lies in memory. So what it costs is grpc itself, and what we cos
 ours.
 """
 
+import asyncio
 import os
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -15,17 +17,21 @@ from bench.corpus import bodies
 from parley.v1 import (
     conversation_pb2,
     conversation_pb2_grpc,
+    event_pb2,
+    event_pb2_grpc,
     message_pb2,
     message_pb2_grpc,
 )
 
 ID = "019a2b3c-4d5e-7f60-8123-456789abcdef"
 ETAG = "1-89abcdef"
+CURSOR = 132 * "c"
 NOW = Timestamp(seconds=1_763_800_000, nanos=123_456_000)
 
 
 class EmptyMessages(message_pb2_grpc.MessageServiceServicer):
-    def __init__(self) -> None:
+    def __init__(self, events: "EmptyEvents") -> None:
+        self._events = events
         self._texts = bodies(50)
         middle = sorted(self._texts, key=len)[len(self._texts) // 2]
         self._sent = message_pb2.SendMessageResponse(message=message(1, middle))
@@ -34,6 +40,7 @@ class EmptyMessages(message_pb2_grpc.MessageServiceServicer):
     async def SendMessage(
         self, request: message_pb2.SendMessageRequest, context: Any
     ) -> message_pb2.SendMessageResponse:
+        self._events.tell(request.content)
         return self._sent
 
     async def GetMessage(
@@ -74,6 +81,43 @@ class EmptyConversations(conversation_pb2_grpc.ConversationServiceServicer):
         return self._got
 
 
+class EmptyEvents(event_pb2_grpc.EventServiceServicer):
+    """Whoever watches is told of every message as it comes, from memory, whatever it asked for."""
+
+    def __init__(self) -> None:
+        self._queues: set[asyncio.Queue[event_pb2.WatchResponse]] = set()
+
+    def tell(self, content: str) -> None:
+        if not self._queues:
+            return
+        event = event_pb2.Event(
+            conversation_id=ID,
+            version=66,
+            type=event_pb2.Event.TYPE_MESSAGE_CREATED,
+            actor_id=ID,
+            sequence=61,
+            revision=1,
+            user_id=ID,
+            message=message(61, content),
+        )
+        event.commit_time.GetCurrentTime()
+        told = event_pb2.WatchResponse(events=[event], cursor=CURSOR)
+        for queue in self._queues:
+            queue.put_nowait(told)
+
+    async def Watch(
+        self, request: event_pb2.WatchRequest, context: Any
+    ) -> AsyncIterator[event_pb2.WatchResponse]:
+        queue: asyncio.Queue[event_pb2.WatchResponse] = asyncio.Queue()
+        self._queues.add(queue)
+        try:
+            yield event_pb2.WatchResponse(cursor=CURSOR, caught_up=True)
+            while True:
+                yield await queue.get()
+        finally:
+            self._queues.discard(queue)
+
+
 def message(sequence: int, content: str) -> message_pb2.Message:
     """A message as large as ours, with the fields that ours has."""
     return message_pb2.Message(
@@ -93,7 +137,9 @@ def message(sequence: int, content: str) -> message_pb2.Message:
 
 async def serve(address: str) -> None:
     server = grpc.aio.server()
-    message_pb2_grpc.add_MessageServiceServicer_to_server(EmptyMessages(), server)
+    events = EmptyEvents()
+    event_pb2_grpc.add_EventServiceServicer_to_server(events, server)
+    message_pb2_grpc.add_MessageServiceServicer_to_server(EmptyMessages(events), server)
     conversation_pb2_grpc.add_ConversationServiceServicer_to_server(EmptyConversations(), server)
     server.add_insecure_port(address)
     await server.start()

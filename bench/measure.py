@@ -5,6 +5,7 @@ import importlib.util
 import json
 import subprocess
 import time
+from asyncio.subprocess import PIPE
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -36,7 +37,10 @@ IMPORTED = {
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Calls (or messages) a second, milliseconds a call, processor microseconds a call."""
+    """Calls (or messages) a second, milliseconds a call, processor microseconds a call.
+
+    With watchers: of the events that they were told of, and milliseconds from commit to watcher.
+    """
 
     rate: float = 0.0
     millis: dict[str, float] = field(default_factory=dict)
@@ -44,6 +48,8 @@ class Run:
     postgres_micros: float = 0.0
     errors: dict[str, int] = field(default_factory=dict)
     ok: int = 0
+    # Messages that were acknowledged while others watched.
+    sent: int = 0
     # How many messages the database held when it began.
     stored: int = 0
 
@@ -60,6 +66,8 @@ class Meter:
         # What people would look for: two words in a row.
         self._queries = [" ".join(each.split()[:2]) for each in self._bodies if each.strip()]
         self._imports = 0
+        # Messages a second when conversations are watched, by the last such run.
+        self._most = 0.0
 
     async def calls(
         self,
@@ -84,6 +92,50 @@ class Meter:
         if method == "SendMessage" and target is not self._stage.empty:
             await self._require_stored(run.ok, exactly=not run.errors)
         return replace(run, stored=stored)
+
+    async def watched(
+        self,
+        target: Target,
+        conversations: Group,
+        *,
+        watchers: int,
+        in_flight: int,
+        in_step: bool = False,
+        rate: float = 0.0,
+    ) -> Run:
+        """Send messages while so many watch, as many in each conversation.
+
+        `in_step`: one message is with all before the next is sent; `rate`: so many a second.
+        """
+        stored = self._stored
+        run = await drive(
+            self._load,
+            target,
+            self._stage.postmaster,
+            method="SendMessage",
+            conversations=conversations,
+            bodies=self._bodies,
+            seconds=self.seconds,
+            in_flight=in_flight,
+            watchers=watchers,
+            in_step=in_step,
+            rate=rate,
+        )
+        if target is not self._stage.empty:
+            await self._require_stored(run.sent, exactly=not run.errors)
+        return replace(run, stored=stored)
+
+    async def saturated(self, target: Target, conversations: Group) -> Run:
+        """Every conversation is watched, and as much is said in all of them as can be."""
+        run = await self.watched(target, conversations, watchers=len(conversations), in_flight=64)
+        self._most = run.rate
+        return run
+
+    async def half(self, target: Target, conversations: Group) -> Run:
+        """The same, and half as much is said as was at the most."""
+        return await self.watched(
+            target, conversations, watchers=len(conversations), in_flight=64, rate=self._most / 2
+        )
 
     async def read(
         self,
@@ -189,6 +241,9 @@ async def drive(
     in_flight: int,
     page_size: int = 50,
     page_token: str = "",
+    watchers: int = 0,
+    in_step: bool = False,
+    rate: float = 0.0,
 ) -> Run:
     """Call a method of a server for a while, and see what it and PostgreSQL used meanwhile."""
     job = {
@@ -197,14 +252,27 @@ async def drive(
         "method": method,
         "seconds": seconds,
         "in_flight": in_flight,
-        "connections": min(in_flight, CONNECTIONS),
+        "connections": min(max(in_flight, watchers), CONNECTIONS),
         "conversations": conversations,
         "bodies": bodies,
         "page_size": page_size,
         "page_token": page_token,
+        "watchers": watchers,
+        "in_step": in_step,
+        "rate": rate,
     }
+    process = await asyncio.create_subprocess_exec(load, stdin=PIPE, stdout=PIPE)
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(json.dumps(job).encode())
+    process.stdin.close()
+    # What its connections and watches cost to open is not counted.
+    await process.stdout.readline()
     server, postgres = seconds_of(target.process), seconds_of_all(postmaster)
-    result: dict[str, Any] = json.loads(await _output([str(load)], json.dumps(job)))
+    output = await process.stdout.read()
+    if await process.wait():
+        raise RuntimeError(f"{load} failed, and has said why")
+    result: dict[str, Any] = json.loads(output)
     count = result["ok"] or 1
     return Run(
         rate=result["rate"],
@@ -213,13 +281,14 @@ async def drive(
         postgres_micros=(seconds_of_all(postmaster) - postgres) / count * 1e6,
         errors=result["errors"],
         ok=result["ok"],
+        sent=result["sent"],
     )
 
 
-async def _output(command: list[str], input: str = "") -> str:
+async def _output(command: list[str]) -> str:
     """What a command prints; raises with its complaints if it fails."""
     done = await asyncio.to_thread(
-        subprocess.run, command, input=input, capture_output=True, text=True, check=False
+        subprocess.run, command, capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise RuntimeError(f"{command[0]}: {done.stderr}")

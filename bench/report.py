@@ -1,7 +1,7 @@
 """What was measured, as a table: each row beside the limit that it is held against."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from bench.measure import Run
@@ -14,9 +14,7 @@ HEADINGS = (
     "",
 )  # fmt: skip
 CHECKED = "What was acknowledged was counted after each run: it is stored, once, without gaps."
-LEFT_OUT = (
-    "Not measured yet: Watch. With 10 million stored messages: `make bench-scale`, docs/scale.md.",
-)
+LEFT_OUT = ("With 10 million stored messages: `make bench-scale`, docs/scale.md.",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +140,9 @@ def rows(
         against_conversation("50 messages around one", "around", floor=None, goal=3),
         against_conversation("search in a conversation", "search", floor=None, goal=5),
         against_conversation("search in 1,000 conversations", "search all", floor=None, goal=40),
+        rates("Watch: events to 500 watchers, each to all before the next", "fan-out",
+              "fan-out empty", floor=0.35, goal=0.50),
+        *late(results["half load"]),
         rates("two workers against one, SendMessage", "two workers", "send", floor=1.2, goal=1.5),
         Row(
             work="page 1,000 of a conversation against page 1",
@@ -158,6 +159,25 @@ def rows(
         *([flat(steady)] if steady else []),
         bound("`make run` to the first answer, again", start, "s", floor=3, goal=2),
     ]  # fmt: skip
+
+
+def late(runs: Sequence[Run]) -> list[Row]:
+    """How long after its commit an event is with who watches."""
+    cpu = (middle(runs, "server_micros"), 0.0, middle(runs, "postgres_micros"))
+    bounds: dict[str, tuple[float | None, float]] = {"p50": (None, 5), "p99": (50, 30)}
+    return [
+        replace(
+            bound(
+                f"commit to delivered, 200 watched conversations, half load, {percentile}",
+                median(run.millis[percentile] for run in runs),
+                "ms",
+                floor=floor,
+                goal=goal,
+            ),
+            cpu=cpu,
+        )
+        for percentile, (floor, goal) in bounds.items()
+    ]
 
 
 def text(rows: Sequence[Row], results: Results) -> str:

@@ -24,7 +24,7 @@ from bench import document, report
 from bench.measure import Meter, Run
 from bench.processes import AROUND, CORES, Target, peak_mib, resident_mib, serving
 from bench.report import Results
-from bench.stage import PAGES, Group, Stage, stage
+from bench.stage import CROWD, PAGES, Group, Stage, stage
 from parley.v1 import message_pb2, message_pb2_grpc
 
 ROOT = Path(__file__).parent.parent
@@ -119,6 +119,14 @@ async def all_works(on: Stage, meter: Meter, plan: Plan) -> dict[str, Work]:
         "conversation empty": lambda: meter.calls(empty, "GetConversation", on.wide),
         "list": lambda: meter.calls(parley, "ListMessages", on.wide),
         "list empty": lambda: meter.calls(empty, "ListMessages", on.wide),
+        "fan-out": lambda: meter.watched(
+            parley, on.crowd, watchers=CROWD, in_flight=1, in_step=True
+        ),
+        "fan-out empty": lambda: meter.watched(
+            empty, on.crowd, watchers=CROWD, in_flight=1, in_step=True
+        ),
+        "watched": lambda: meter.saturated(parley, on.wide),
+        "half load": lambda: meter.half(parley, on.wide),
         "two workers": lambda: meter.calls(on.pair, "SendMessage", on.wide),
         "conversation alone": lambda: meter.calls(parley, "GetConversation", on.wide, in_flight=1),
         "inbox": lambda: meter.calls(

@@ -24,6 +24,7 @@ from service.server import development_token
 CONVERSATIONS = 200
 # In each conversation: more than a page of 50, and five people.
 MESSAGES, PEOPLE = 60, 5
+CROWD = 500
 PAGES = 1_000
 INBOX = 1_000
 
@@ -95,6 +96,8 @@ class Stage:
     wide: Group
     obvious_wide: Group
     single: Group
+    # One that many people are in, and watch.
+    crowd: Group
     long: Group
     # Somebody who is in INBOX conversations, none of which is named.
     inbox: Group
@@ -171,6 +174,7 @@ async def stage(folder: Path, *, page_size: int) -> AsyncIterator[Stage]:
             wide=await group("wide"),
             obvious_wide=await group("obvious"),
             single=await group("single"),
+            crowd=await group("crowd"),
             long=await group("long"),
             inbox=[{"id": "", "last_sequence": 1, "actors": [reader]}],
             page_size=page_size,
@@ -185,6 +189,7 @@ def _write_seed(path: Path, page_size: int) -> None:
             for number in range(CONVERSATIONS):
                 file.write(_conversation(name, number, islice(texts, messages), PEOPLE))
         file.write(_conversation("single", 0, [], PEOPLE))
+        file.write(_conversation("crowd", 0, [], CROWD))
         # Each page has the same texts: only its place differs.
         page = list(islice(texts, page_size))
         file.write(_conversation("long", 0, islice(cycle(page), PAGES * page_size), 1))
@@ -192,7 +197,7 @@ def _write_seed(path: Path, page_size: int) -> None:
 
 def _conversation(name: str, number: int, texts: Iterable[str], people: int) -> str:
     """A line of an import, in which so many people talk in turn."""
-    names = [f"person-{(number + n) % CONVERSATIONS}" for n in range(people)]
+    names = [f"person-{(number + n) % max(CONVERSATIONS, people)}" for n in range(people)]
     return (
         json.dumps(
             {

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from service.errors import Aborted, DeadlineExceeded, Unavailable, Unknown
+from service.metrics import BATCH_ITEMS
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
@@ -29,7 +30,7 @@ class Batcher(Generic[Item, Outcome]):
     An outcome that is an exception is raised to its own caller alone. If `run` itself raises
     for reasons that may lie in one item, each item is run again alone, so that only a poisoned one
     fails. A batch ends at `max_items`, or before its weights (by `weigh`) pass `max_weight`. At
-    most `concurrency` batches run at once.
+    most `concurrency` batches run at once. Under a name their sizes are shown as metrics.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class Batcher(Generic[Item, Outcome]):
         weigh: Callable[[Item], int] = lambda _: 0,
         max_weight: int = 1,
         concurrency: int = 1,
+        name: str = "",
     ) -> None:
         self._run = run
+        self._sizes = BATCH_ITEMS.labels(name) if name else None
         self._max_items = max_items
         self._weigh = weigh
         self._max_weight = max_weight
@@ -72,6 +75,8 @@ class Batcher(Generic[Item, Outcome]):
             while self._waiting:
                 await self._gather()
                 if batch := self._next():
+                    if self._sizes:
+                        self._sizes.observe(len(batch))
                     await self._settle(batch)
         finally:
             self._free += 1

@@ -57,9 +57,12 @@ class Coalescer(Generic[Item, Outcome]):
         store: Store,
         apply: Callable[[Transaction, list[Item]], Awaitable[Sequence[Outcome | ParleyError]]],
         *,
+        name: str,
         weigh: Callable[[Item], int] = lambda _: 0,
     ) -> None:
+        """`name`: of its batches, in the metrics."""
         self._store = store
+        self._name = name
         self._apply = apply
         self._weigh = weigh
         self._fast = self._batcher(self._apply_free)
@@ -99,7 +102,7 @@ class Coalescer(Generic[Item, Outcome]):
     async def _apply_free(self, items: list[Item]) -> list[Outcome | Busy | ParleyError]:
         locks = [lock_of(item.conversation_id) for item in items]
         async with self._store.transaction(try_locks=set(locks)) as transaction:
-            is_free = [lock in transaction.held for lock in locks]
+            is_free = [lock in transaction.locks for lock in locks]
             ready = list(compress(items, is_free))
             outcomes = iter(await self._apply(transaction, ready) if ready else ())
         return [next(outcomes) if free else Busy() for free in is_free]
@@ -121,7 +124,11 @@ class Coalescer(Generic[Item, Outcome]):
         self, run: Callable[[list[Item]], Awaitable[Sequence[Outcome | Busy | ParleyError]]]
     ) -> Batcher[Item, Outcome | Busy]:
         return Batcher(
-            run, max_items=MAX_BATCH_ITEMS, weigh=self._weigh, max_weight=MAX_BATCH_BYTES
+            run,
+            max_items=MAX_BATCH_ITEMS,
+            weigh=self._weigh,
+            max_weight=MAX_BATCH_BYTES,
+            name=self._name,
         )
 
 

@@ -1,11 +1,12 @@
 """The doorbell: somebody has committed something, here or in another process.
 
-It says neither what nor to whom, and a ring may be lost: whoever waits looks from time to time
-anyway. Processes hear each other by NOTIFY, sent every few milliseconds at most, on a connection of
-its own and outside any transaction that writes: inside one it takes a lock of the whole cluster.
+It says where at the most, and a ring may be lost: whoever waits looks from time to time anyway.
+Processes hear each other by NOTIFY, sent every few milliseconds at most, on a connection of its own
+and outside any transaction that writes: inside one it takes a lock of the whole cluster.
 """
 
 import asyncio
+from collections.abc import Collection
 from contextlib import suppress
 
 import structlog
@@ -25,22 +26,43 @@ class Doorbell:
         self._url = url
         self._rung = asyncio.Event()
         self._owed = asyncio.Event()
+        # How often it rang.
+        self.rings = 0
+        # Where something may have happened since somebody looked; None is everywhere.
+        self._where: set[int] | None = set()
 
-    def ring(self) -> None:
-        """Something was committed here: wake who waits, here and soon elsewhere."""
-        self._rung.set()
+    def ring(self, locks: Collection[int]) -> None:
+        """Something was committed here under these locks: wake who waits, here and soon elsewhere.
+
+        A hint: that of a transaction that took none leads to no conversation.
+        """
+        self.rings += 1
+        self.nudge(*locks)
         self._owed.set()
 
-    def nudge(self) -> None:
-        """Let those here look once more."""
+    def nudge(self, *locks: int) -> None:
+        """Let those here look once more at what these are the locks of."""
+        if self._where is not None:
+            self._where.update(locks)
         self._rung.set()
 
-    async def wait(self, seconds: float) -> None:
-        """Return when it rings, or has rung since the last time; after so many seconds anyway."""
+    async def wait(self, seconds: float) -> set[int] | None:
+        """Return when it rings, or has rung since the last time, with the locks under which
+        something happened; with None, for everything, if nobody knows, or after so many seconds.
+        """
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._rung.wait()
+        where = self._where if self._rung.is_set() else None
+        self._where = set()
         self._rung.clear()
+        return where
+
+    def _hear(self) -> None:
+        """Somebody else has committed something."""
+        self.rings += 1
+        self._where = None
+        self._rung.set()
 
     async def run(self) -> None:
         """Carry rings between the processes, whenever the database is there."""
@@ -59,7 +81,7 @@ class Doorbell:
 
             def hear(_connection: object, pid: int, _channel: str, _payload: str) -> None:
                 if pid != own:
-                    self._rung.set()
+                    self._hear()
 
             await driver.add_listener(CHANNEL, hear)
             # Then the next NOTIFY fails, and a new connection is made.

@@ -5,8 +5,9 @@ at least as new as its event, and nothing that came after the reader's rights we
 shown.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from uuid import UUID
 
 from service import wire
@@ -18,6 +19,7 @@ from service.repositories.feed import MAX_SCANNED, Stretch
 from service.rules.feed import (
     MESSAGE_EVENTS,
     PARTICIPANT_EVENTS,
+    Head,
     Place,
     Subject,
     expired,
@@ -39,8 +41,8 @@ Person = tuple[UUID, UUID | None]
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What to read, after which place, for whom, and how many events at the most; and in which era
-    of the database that place was one.
+    """What to read, after which place, for whom, and how many events and bytes at the most; and in
+    which era of the database that place was one.
     """
 
     subject: Subject
@@ -48,16 +50,26 @@ class Ask:
     actor_id: UUID | None
     limit: int
     era: int
+    byte_limit: int = MAX_RESPONSE_BYTES
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Page:
-    """Events that go together into one response, and the place after them."""
+    """Events that go together into one response, and the place after them. All who stand at the
+    same place and see the same share one.
+    """
 
     events: Sequence[wire.Event]
     place: Place
     caught_up: bool
-    incomplete: bool
+    incomplete: bool = False
+    # How many facts they tell of: those that are withheld go together.
+    count: int = 0
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """The events on the wire, as part of a response: made once, however many get it."""
+        return wire.watched(self.events, incomplete=self.incomplete)
 
 
 class Follower:
@@ -69,87 +81,134 @@ class Follower:
         self._history = Batcher(self._read, max_items=1, concurrency=2)
         # What is new is little, and the same for many.
         self._news = Batcher(self._read, max_items=2_000)
+        # Many come back at once, to the same conversations.
+        self._heads = Batcher(self._find_heads)
+
+    async def head(self, conversation_id: UUID | None) -> Head:
+        """How far the log goes, of one conversation or (None) of all."""
+        return await self._heads.submit(conversation_id)
 
     async def read(self, ask: Ask) -> Page:
         """The next page; raises for who may not see any more."""
         return await self._history.submit(ask)
 
     async def read_new(self, ask: Ask) -> Page:
-        """The same, for one of many who wait at the end of the log."""
+        """The same, for one of many who stand at the end of the log."""
         return await self._news.submit(ask)
+
+    async def news(self, asks: Sequence[Ask]) -> list[Page | ParleyError | None]:
+        """The same for all of them at once; None for whom there is nothing new."""
+        async with self._store.snapshot() as snapshot:
+            stretches = await _stretches(snapshot, asks)
+            moved = [n for n, ask in enumerate(asks) if stretches[n].end != ask.place]
+            told = await _tell(snapshot, [asks[n] for n in moved], [stretches[n] for n in moved])
+        news: list[Page | ParleyError | None] = [None] * len(asks)
+        for n, page in zip(moved, told, strict=True):
+            news[n] = page
+        return news
+
+    async def era(self) -> int:
+        """In which era the database is."""
+        async with self._store.snapshot() as snapshot:
+            return await snapshot.feed.era()
+
+    async def _find_heads(self, ids: list[UUID | None]) -> list[Head]:
+        async with self._store.snapshot() as snapshot:
+            found = {id: await snapshot.feed.now(id) for id in set(ids)}
+        return [found[id] for id in ids]
 
     async def _read(self, asks: list[Ask]) -> list[Page | ParleyError]:
         async with self._store.snapshot() as snapshot:
-            stretches = await _stretches(snapshot, asks)
-            views = await _views(snapshot, asks, stretches)
-            stretches = await _within_reach(snapshot, asks, stretches, views)
-            people = await _people(snapshot, stretches)
-            messages = await _messages(snapshot, asks, stretches, views)
-            # On the same connection: none leads from one database to another.
-            era = await snapshot.feed.era()
-        made: dict[tuple[UUID, int, UUID | None], wire.Event] = {}
-        pages: list[Page | ParleyError] = []
-        for ask, stretch in zip(asks, stretches, strict=True):
-            if ask.era != era:
-                pages.append(expired())
-            elif isinstance(stretch, ParleyError):
-                pages.append(stretch)
-            else:
-                pages.append(_page(ask, stretch, views, people, messages, made))
-        return pages
+            return await _tell(snapshot, asks, await _stretches(snapshot, asks))
 
 
-Stretches = list[Stretch | ParleyError]
+async def _tell(
+    snapshot: Snapshot, asks: Sequence[Ask], stretches: Sequence[Stretch]
+) -> list[Page | ParleyError]:
+    """What each is told of what follows its place."""
+    views = await _views(snapshot, asks, stretches)
+    reached = await _within_reach(snapshot, asks, stretches, views)
+    # One of those who see the same stands for all of them.
+    numbers: dict[Hashable, int] = {}
+    readings: list[Reading] = []
+    outcomes: list[int | ParleyError] = []
+    for ask, stretch in zip(asks, reached, strict=True):
+        if isinstance(stretch, ParleyError):
+            outcomes.append(stretch)
+            continue
+        number = numbers.setdefault(_sight(ask, views), len(readings))
+        if number == len(readings):
+            readings.append((ask, stretch))
+        outcomes.append(number)
+    people = await _people(snapshot, [stretch for _, stretch in readings])
+    messages = await _messages(snapshot, readings, views)
+    made: dict[tuple[UUID, int, UUID | None], wire.Event] = {}
+    pages = [_page(ask, stretch, views, people, messages, made) for ask, stretch in readings]
+    # On the same connection: none leads from one database to another.
+    era = await snapshot.feed.era()
+    return [
+        expired() if ask.era != era else pages[found] if isinstance(found, int) else found
+        for ask, found in zip(asks, outcomes, strict=True)
+    ]
+
+
+Reading = tuple[Ask, Stretch]
 Views = dict[Person, Row | None]
 # By (conversation, actor, sequence): None where the actor may not read it.
 Messages = dict[tuple[UUID, UUID | None, int], Row | None]
 
 
-async def _stretches(snapshot: Snapshot, asks: list[Ask]) -> Stretches:
+async def _stretches(snapshot: Snapshot, asks: Sequence[Ask]) -> list[Stretch]:
     """What follows each ask's place; read once for all who stand at the same."""
-    found: dict[tuple[Subject, Place], Stretch] = {}
     limit = max(ask.limit for ask in asks) + 1
-    wanted = {(ask.subject, ask.place) for ask in asks}
-    narrow = [(s.conversation_id, place) for s, place in wanted if s.conversation_id]
-    logs = await snapshot.feed.of_conversations(narrow, limit=limit) if narrow else []
-    for (id, place), facts in zip(narrow, logs, strict=True):
-        found[Subject(conversation_id=id), place] = _stretch(place, facts, limit)
-    for place in {place for _, place in wanted}:
-        if (Subject(), place) in wanted:
+    narrow: dict[tuple[UUID, int], Place] = {}
+    wide: dict[Place, set[UUID | None]] = {}
+    for ask in asks:
+        if id := ask.subject.conversation_id:
+            narrow[id, ask.place.version] = ask.place
+        else:
+            wide.setdefault(ask.place, set()).add(ask.subject.user_id)
+
+    found: dict[tuple[UUID | None, Place | int], Stretch] = {}
+    logs = await snapshot.feed.of_conversations(list(narrow), limit=limit) if narrow else []
+    for (key, place), facts in zip(narrow.items(), logs, strict=True):
+        found[key] = _stretch(place, facts, limit)
+    for place, user_ids in wide.items():
+        if None in user_ids:
             facts = await snapshot.feed.of_everything(place, limit=limit)
-            found[Subject(), place] = _stretch(place, facts, limit)
-        users = [s.user_id for s, at in wanted if s.user_id and at == place]
-        if users:
+            found[None, place] = _stretch(place, facts, limit)
+        if users := [user_id for user_id in user_ids if user_id]:
             # Of few, each may have far to go; of many, each gets all that is looked through.
             scanned = min(MAX_SCANNED, max(MIN_SCANNED, MAX_FACTS // len(users)))
             each = await snapshot.feed.of_users(place, users, scanned=scanned)
-            found |= {(Subject(user_id=id), place): stretch for id, stretch in each.items()}
-    return [found[ask.subject, ask.place] for ask in asks]
+            found |= {(user_id, place): stretch for user_id, stretch in each.items()}
+    return [
+        found[id, ask.place.version]
+        if (id := ask.subject.conversation_id)
+        else found[ask.subject.user_id, ask.place]
+        for ask in asks
+    ]
 
 
 def _stretch(place: Place, facts: list[Row], limit: int) -> Stretch:
     return Stretch(facts, Place.of(facts[-1]) if facts else place, len(facts) < limit)
 
 
-async def _views(snapshot: Snapshot, asks: list[Ask], stretches: Stretches) -> Views:
+async def _views(snapshot: Snapshot, asks: Sequence[Ask], stretches: Sequence[Stretch]) -> Views:
     """What each reader may see of the conversations that its events are of."""
-    keys = {
-        (fact["conversation_id"], ask.actor_id): None
-        for ask, stretch in zip(asks, stretches, strict=True)
-        if isinstance(stretch, Stretch)
-        for fact in stretch.facts
-    } | {
-        (ask.subject.conversation_id, ask.actor_id): None
-        for ask in asks
-        if ask.subject.conversation_id
-    }
+    keys: dict[Person, None] = {}
+    for ask, stretch in zip(asks, stretches, strict=True):
+        if ask.subject.conversation_id:
+            keys[ask.subject.conversation_id, ask.actor_id] = None
+        else:
+            keys |= {(fact["conversation_id"], ask.actor_id): None for fact in stretch.facts}
     found = await snapshot.conversations.views(list(keys)) if keys else []
     return dict(zip(keys, found, strict=True))
 
 
 async def _within_reach(
-    snapshot: Snapshot, asks: list[Ask], stretches: Stretches, views: Views
-) -> Stretches:
+    snapshot: Snapshot, asks: Sequence[Ask], stretches: Sequence[Stretch], views: Views
+) -> list[Stretch | ParleyError]:
     """Of a conversation, what happened until the reader went, if it did; it is told when that is
     all.
     """
@@ -159,8 +218,10 @@ async def _within_reach(
         if ask.subject.conversation_id and ask.actor_id
         if not is_whole(views[ask.subject.conversation_id, ask.actor_id])
     }
-    departures = await snapshot.feed.departures(list(gone)) if gone else {}
-    reached: Stretches = []
+    if not gone:
+        return list(stretches)
+    departures = await snapshot.feed.departures(list(gone))
+    reached: list[Stretch | ParleyError] = []
     for ask, stretch in zip(asks, stretches, strict=True):
         id = ask.subject.conversation_id
         if not id or not ask.actor_id or (id, ask.actor_id) not in gone:
@@ -169,46 +230,61 @@ async def _within_reach(
             reached.append(NotFound("conversation", id))
         elif ask.place.version >= (last := departures.get((id, ask.actor_id), 0)):
             reached.append(PermissionDenied("ACCESS_LOST"))
-        elif isinstance(stretch, Stretch):
+        else:
             facts = [fact for fact in stretch.facts if fact["version"] <= last]
             end = Place.of(facts[-1]) if facts else ask.place
             reached.append(Stretch(facts, end, is_last=False))
     return reached
 
 
-async def _people(snapshot: Snapshot, stretches: Stretches) -> dict[tuple[UUID, UUID], Row]:
+def _sight(ask: Ask, views: Views) -> Hashable:
+    """What the ask's page depends on: whoever has the same is told the same."""
+    id = ask.subject.conversation_id
+    if id is None:
+        return ask.subject, ask.place, ask.actor_id, ask.limit, ask.byte_limit
+    view = views[id, ask.actor_id]
+    sees: Hashable = ask.actor_id
+    if ask.actor_id is not None and view is not None and is_whole(view):
+        sees = _window(view)
+    return id, ask.place.version, sees, ask.limit, ask.byte_limit
+
+
+def _window(view: Row) -> tuple[int, int, UUID | None]:
+    """What the view's actor may read of the conversation."""
+    return view["first_sequence"], view["final_sequence"], view["shown_message_id"]
+
+
+async def _people(snapshot: Snapshot, stretches: Iterable[Stretch]) -> dict[tuple[UUID, UUID], Row]:
     """The participants that the events are about."""
     wanted = {
         (fact["conversation_id"], fact["user_id"])
         for stretch in stretches
-        if isinstance(stretch, Stretch)
         for fact in stretch.facts
         if fact["type"] in PARTICIPANT_EVENTS
     }
     return await snapshot.feed.participants(list(wanted)) if wanted else {}
 
 
-async def _messages(
-    snapshot: Snapshot, asks: list[Ask], stretches: Stretches, views: Views
-) -> Messages:
+async def _messages(snapshot: Snapshot, readings: Sequence[Reading], views: Views) -> Messages:
     """The messages that the events are about, in the order of events, as far as they are seen.
 
     Those who see the same of a conversation share one look-up.
     """
-    wanted: dict[tuple[UUID, int, int, int, UUID | None], tuple[Row, int]] = {}
-    shared: dict[tuple[UUID, UUID | None, int], tuple[UUID, int, int, int, UUID | None]] = {}
-    for ask, stretch in zip(asks, stretches, strict=True):
-        for fact in stretch.facts[: ask.limit] if isinstance(stretch, Stretch) else ():
+    wanted: dict[Hashable, tuple[Row, int]] = {}
+    shared: dict[tuple[UUID, UUID | None, int], Hashable] = {}
+    for ask, stretch in readings:
+        for fact in stretch.facts[: ask.limit]:
             view = views[fact["conversation_id"], ask.actor_id]
             if view is None or fact["type"] not in MESSAGE_EVENTS:
                 continue
-            window = (view["first_sequence"], view["final_sequence"], view["shown_message_id"])
-            key = (view["id"], fact["sequence"], *window)
+            key = (view["id"], fact["sequence"], _window(view))
             wanted[key] = (view, fact["sequence"])
             shared[view["id"], ask.actor_id, fact["sequence"]] = key
     if not wanted:
         return {}
-    rows = await snapshot.feed.messages(list(wanted.values()), byte_limit=MAX_RESPONSE_BYTES)
+    # No more than their pages take together, nor more than one response.
+    byte_limit = min(MAX_RESPONSE_BYTES, sum(ask.byte_limit for ask, _ in readings))
+    rows = await snapshot.feed.messages(list(wanted.values()), byte_limit=byte_limit)
     found = dict(zip(wanted, rows, strict=True))
     return {reader: found[key] for reader, key in shared.items()}
 
@@ -244,7 +320,7 @@ def _page(
         events.append(made[key])
         sizes.append(made[key].ByteSize() + ENVELOPE_BYTES)
     limit = min(ask.limit, len(sizes))
-    count, incomplete = fitting(stretch.facts, sizes, limit=limit, byte_limit=MAX_RESPONSE_BYTES)
+    count, incomplete = fitting(stretch.facts, sizes, limit=limit, byte_limit=ask.byte_limit)
     is_all = count == len(stretch.facts)
     facts = stretch.facts[:count]
     return Page(
@@ -255,6 +331,7 @@ def _page(
         place=stretch.end if is_all else Place.of(facts[-1]) if facts else ask.place,
         caught_up=is_all and stretch.is_last,
         incomplete=incomplete or (is_all and stretch.is_cut),
+        count=count,
     )
 
 

@@ -8,7 +8,7 @@ look up and wrap a handler anew for each call.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import aclosing, suppress
+from contextlib import aclosing, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from inspect import isasyncgenfunction
@@ -31,7 +31,9 @@ from service.errors import (
     FailedPrecondition,
     Internal,
     InvalidArgument,
+    NotFound,
     ParleyError,
+    PermissionDenied,
     ResourceExhausted,
     Unavailable,
     Unimplemented,
@@ -115,6 +117,53 @@ class Work:
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, ParleyError):
             log.error("defect", **self.record, exc_info=error)
+
+
+class Patience:
+    """Ends the task that made it once one of its responses has waited for too long to be read.
+
+    One timer for a stream: with asyncio.timeout around each write, telling one of 500 watchers of
+    an event cost 60 µs instead of 40.
+    """
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task
+        self._task = task
+        self._since: float | None = None
+        self._is_over = False
+        self._timer = self._start(STALL_SECONDS)
+
+    def _start(self, seconds: float) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        waited = 0.0 if self._since is None else time.monotonic() - self._since
+        if waited < STALL_SECONDS:
+            self._timer = self._start(STALL_SECONDS - waited)
+        else:
+            self._is_over = True
+            self._task.cancel()
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    async def write(self, context: Context, response: bytes) -> None:
+        """Hand the response to the client, which takes it when it reads."""
+        # Those who are told of the same event write one right after the other, and grpc sends
+        # what it gets so as one: between other work, each write cost 30 µs more.
+        await asyncio.sleep(0)
+        self._since = time.monotonic()
+        try:
+            await context.write(response)
+        except grpc.aio.InternalError:
+            # The client has gone, and grpc is about to say so.
+            raise asyncio.CancelledError from None
+        except asyncio.CancelledError:
+            if self._is_over and not self._task.uncancel():
+                raise ResourceExhausted("WATCH_TOO_SLOW", seconds=round(STALL_SECONDS)) from None
+            raise
+        self._since = None
 
 
 class Interceptors:
@@ -288,14 +337,20 @@ class Interceptors:
         request, call = await self._admit(record, method, raw, metadata)
         admitted_at = time.monotonic()
         record["responses"] = count = 0
-        async with aclosing(method.behavior(request, call)) as responses:
-            async for response in responses:
-                if time.monotonic() - admitted_at > READMIT_SECONDS:
-                    with suppress(Unavailable):
-                        await self._readmit(method, metadata)
-                    admitted_at = time.monotonic()
-                await _write(context, response.SerializeToString())
-                record["responses"] = count = count + 1
+        try:
+            with closing(Patience()) as patience:
+                async with aclosing(method.behavior(request, call)) as responses:
+                    async for response in responses:
+                        if time.monotonic() - admitted_at > READMIT_SECONDS:
+                            with suppress(Unavailable):
+                                await self._readmit(method, metadata)
+                            admitted_at = time.monotonic()
+                        await patience.write(context, response.SerializeToString())
+                        record["responses"] = count = count + 1
+        except (NotFound, PermissionDenied):
+            # Who may not act at all is told that, and nothing else.
+            await self._readmit(method, metadata)
+            raise
 
     async def _readmit(self, method: Method, metadata: Any) -> None:
         """Raise if the stream could not be opened any more."""
@@ -432,18 +487,6 @@ async def _ask_again(
         except ParleyError:
             break
     raise unknown
-
-
-async def _write(context: Context, response: bytes) -> None:
-    """Hand the response to the client, which takes it when it reads."""
-    try:
-        async with asyncio.timeout(STALL_SECONDS):
-            await context.write(response)
-    except TimeoutError:
-        raise ResourceExhausted("WATCH_TOO_SLOW", seconds=round(STALL_SECONDS)) from None
-    except grpc.aio.InternalError:
-        # The client has gone, and grpc is about to say so.
-        raise asyncio.CancelledError from None
 
 
 def _unimplemented(method: str) -> Behavior:

@@ -22,10 +22,10 @@ class Lookups:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._users = Batcher(self._find_users, max_items=256)
-        self._views = Batcher(self._find_views, max_items=256)
-        self._slugs = Batcher(self._find_slugs, max_items=256)
-        self._messages = Batcher(self._find_messages, max_items=64)
+        self._users = Batcher(self._find_users, max_items=256, name="find users")
+        self._views = Batcher(self._find_views, max_items=256, name="find conversations")
+        self._slugs = Batcher(self._find_slugs, max_items=256, name="find slugs")
+        self._messages = Batcher(self._find_messages, max_items=64, name="find messages")
 
     async def actor(self, reference: str, *, presume: bool = False) -> Actor:
         """The user that a caller acts for: exists, is active, is not deleted. With `presume`,

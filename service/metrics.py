@@ -4,7 +4,7 @@ In one process, in memory; of several workers each keeps its numbers in a file, 
 adds them up (prometheus-client's multiprocess mode, switched on by PROMETHEUS_MULTIPROC_DIR).
 """
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.multiprocess import MultiProcessCollector
 
 METHOD = ("grpc_type", "grpc_service", "grpc_method")
@@ -14,6 +14,27 @@ BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 STARTED = Counter("grpc_server_started", "Calls that arrived.", METHOD)
 HANDLED = Counter("grpc_server_handled", "Calls that ended, by status.", (*METHOD, "grpc_code"))
 SECONDS = Histogram("grpc_server_handling_seconds", "How long calls took.", METHOD, buckets=BUCKETS)
+
+WATCHES = Gauge("parley_watches", "Watches that are open.", multiprocess_mode="livesum")
+DELIVERED = Counter("parley_events_delivered", "Events that watches were told of.")
+HORIZON_AGE = Gauge(
+    "parley_horizon_age_seconds",
+    "For how long the oldest open writing transaction has held up the watches of more than one "
+    "conversation.",
+    multiprocess_mode="livemax",
+)
+CONNECTIONS = Gauge(
+    "parley_database_connections_in_use",
+    "Connections of the pool that are at work.",
+    multiprocess_mode="livesum",
+)
+# As many as there were batches; their sum is that of the calls in them.
+BATCH_ITEMS = Histogram(
+    "parley_batch_items",
+    "Calls that shared one statement or transaction.",
+    ("batch",),
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+)
 
 
 class MethodMetrics:

@@ -8,7 +8,7 @@ to is authorised like any first page.
 import base64
 import hmac
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from hashlib import sha256
 from typing import TypeVar
@@ -27,6 +27,8 @@ SIGNATURE_BYTES = 16
 BINDING_BYTES = 8
 
 Position = list[str | int]
+# Made once: json.dumps makes an encoder for each call that wants it dense.
+_compact = json.JSONEncoder(separators=(",", ":")).encode
 ProtoT = TypeVar("ProtoT", bound=ProtoMessage)
 
 
@@ -43,7 +45,7 @@ class PageTokens:
         self._key = key
 
     def seal(self, position: Position, binding: bytes) -> str:
-        body = binding + json.dumps(position, separators=(",", ":")).encode()
+        body = binding + _compact(position).encode()
         return _spell(self._sign(body) + body)
 
     def open(self, token: str, binding: bytes) -> Position | None:
@@ -75,10 +77,17 @@ class FeedCursors:
     def __init__(self, tokens: PageTokens) -> None:
         self._tokens = tokens
 
-    def seal(self, place: Place, *, era: int, subject: Subject, actor_id: UUID | None) -> str:
-        """`era`: in which life of the database the cursor is given out."""
-        position: Position = [era, place.era, place.xid, place.conversation_id.hex, place.version]
-        return self._tokens.seal(position, _feed_binding(subject, actor_id))
+    def sealer(
+        self, *, era: int, subject: Subject, actor_id: UUID | None
+    ) -> Callable[[Place], str]:
+        """What makes cursors of places for one reader. `era`: in which life of the database."""
+        binding = _feed_binding(subject, actor_id)
+
+        def seal(place: Place) -> str:
+            id = place.conversation_id.hex
+            return self._tokens.seal([era, place.era, place.xid, id, place.version], binding)
+
+        return seal
 
     def open(self, cursor: str, *, subject: Subject, actor_id: UUID | None) -> tuple[Place, int]:
         """The place, and the era in which it was given out."""

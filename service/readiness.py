@@ -5,6 +5,7 @@ process turns, whatever the database does. A probe never costs a query.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.logs import text_of
+from service.metrics import HORIZON_AGE
+from service.rules.feed import Horizon
 from service.schema import fits, needed_revision
 from service.store import Condition, Store
 
@@ -98,6 +101,7 @@ class Readiness:
         self._failed_pings = 0
         self._reason: str | None = "starting"
         self._draining = False
+        self._horizon = Horizon()
         # Until the first ping, nobody knows.
         self._store.reachable = False
         self._tell(self._reason)
@@ -130,6 +134,8 @@ class Readiness:
             return
         self._failed_pings = 0
         self._store.writable = condition.writable
+        age = self._horizon.age(condition.oldest_xid, condition.end_xid, at=time.monotonic())
+        HORIZON_AGE.set(age)
         self._tell(await self._reason_not_to_serve(condition))
 
     async def _reason_not_to_serve(self, condition: Condition) -> str | None:

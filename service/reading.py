@@ -22,7 +22,7 @@ class Reader:
     """Moves read cursors, in order of arrival within each conversation."""
 
     def __init__(self, store: Store) -> None:
-        self._coalescer: Coalescer[Reading, Read] = Coalescer(store, _mark)
+        self._coalescer: Coalescer[Reading, Read] = Coalescer(store, _mark, name="read")
 
     async def mark(self, item: Reading, call: Call) -> Read:
         """How far the user has read by now."""

@@ -18,7 +18,9 @@ class Sender:
     """Appends what it is given, in order of arrival within each conversation."""
 
     def __init__(self, store: Store) -> None:
-        self._coalescer: Coalescer[Append, Sent] = Coalescer(store, _append, weigh=_bytes)
+        self._coalescer: Coalescer[Append, Sent] = Coalescer(
+            store, _append, name="send", weigh=_bytes
+        )
 
     async def append(self, item: Append, call: Call) -> Sent:
         """The messages stored, or what an earlier call under the same request_id stored."""

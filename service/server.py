@@ -155,7 +155,7 @@ class Server:
             (
                 event_pb2,
                 "EventService",
-                EventServicer(store, lookups, follower, self.watching, FeedCursors(page_tokens)),
+                EventServicer(lookups, follower, self.watching, FeedCursors(page_tokens)),
             ),
             (live_message_pb2, "LiveMessageService", None),
             (transfer_pb2, "TransferService", None),

@@ -30,6 +30,7 @@ from service.errors import (
     Unknown,
 )
 from service.logs import text_of
+from service.metrics import CONNECTIONS
 from service.repositories.base import Connection, Mark
 from service.repositories.conversations import Conversations
 from service.repositories.cursors import Cursors
@@ -85,7 +86,9 @@ BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 # "off" on a primary, unless somebody has made it, its database or our role read-only by default.
 PING = """
 SELECT version_num AS revision, current_setting('transaction_read_only') = 'off' AS writable,
-       (SELECT system_identifier::text FROM pg_control_system()) AS cluster
+       (SELECT system_identifier::text FROM pg_control_system()) AS cluster,
+       pg_snapshot_xmin(pg_current_snapshot())::text AS oldest_xid,
+       pg_snapshot_xmax(pg_current_snapshot())::text AS end_xid
 FROM alembic_version
 """
 
@@ -207,31 +210,37 @@ class Transaction(Snapshot):
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
         self.dry_run = False
-        # Those of the locks to be tried that were free, and are held until it ends.
-        self.held: frozenset[int] = frozenset()
+        # The advisory locks that it holds.
+        self.locks: set[int] = set()
 
     async def lock(self, lock: int) -> None:
         """One more advisory lock: of a wider scope first, and never a second conversation's."""
+        self.locks.add(lock)
         await self.connection.fetch("SELECT pg_advisory_xact_lock($1)", lock)
 
-    async def free(self, locks: Iterable[int]) -> frozenset[int]:
-        """Those of the advisory locks that are free, or held by this transaction already."""
+    async def try_locks(self, locks: Iterable[int]) -> set[int]:
+        """Those of the advisory locks that are free, held until the transaction ends."""
         rows = await self.connection.fetch(
             "SELECT k FROM unnest($1::bigint[]) AS k WHERE pg_try_advisory_xact_lock(k)",
             sorted(locks),
         )
-        return frozenset(row["k"] for row in rows)
+        held = {row["k"] for row in rows}
+        self.locks |= held
+        return held
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What a ping found: the schema's revision (None: no schema), whether writes are taken, and
-    which PostgreSQL it is that answered.
+    """What a ping found: the schema's revision (None: no schema), whether writes are taken, which
+    PostgreSQL it is that answered, the oldest transaction that has not ended, and the first one
+    after which none has ended.
     """
 
     revision: str | None
-    writable: bool
+    writable: bool = True
     cluster: str = ""
+    oldest_xid: int = 0
+    end_xid: int = 0
 
 
 class Store:
@@ -249,8 +258,8 @@ class Store:
         # Which PostgreSQL was prepared for us. Another one that answers in its place, restored
         # from a backup, is not used before it has begun an era of its own. None: any.
         self.cluster: str | None = None
-        # Called whenever something was committed.
-        self.on_commit: Callable[[], None] = lambda: None
+        # Called whenever something was committed, with the locks under which it was.
+        self.on_commit: Callable[[Collection[int]], None] = lambda _: None
         # Whoever waits for a lock holds a connection: half of them at the most, so that a
         # conversation that many want to change takes none from those who want to read.
         self._waiting = asyncio.Semaphore(pool_size // 2)
@@ -292,12 +301,13 @@ class Store:
             driver: Any = pooled.driver_connection
             try:
                 transaction = Transaction(self._connection(pooled))
-                if try_locks:
-                    # Nearly always all of them: only their number comes with BEGIN.
-                    all_free = status == f"SELECT {len(try_locks)}"
-                    transaction.held = (
-                        frozenset(try_locks) if all_free else await transaction.free(try_locks)
-                    )
+                if lock is not None:
+                    transaction.locks.add(lock)
+                if status == f"SELECT {len(try_locks)}":
+                    # Nearly always all of them; only their number comes with BEGIN.
+                    transaction.locks.update(try_locks)
+                elif try_locks:
+                    await transaction.try_locks(try_locks)
                 yield transaction
                 mark = transaction.connection.mark
                 if not transaction.dry_run and mark is None:
@@ -311,7 +321,7 @@ class Store:
             else:
                 await self._commit(pooled, mark)
                 if mark:
-                    self.on_commit()
+                    self.on_commit(transaction.locks)
 
     def _connection(self, pooled: PoolProxiedConnection) -> Connection:
         return Connection(self._engine, pooled)
@@ -352,10 +362,18 @@ class Store:
                 driver: Any = pooled.driver_connection
                 row = await driver.fetchrow(PING)
         except asyncpg.UndefinedTableError:
-            return Condition(None, writable=True)
+            return Condition(None)
         except (*LOST, exc.SQLAlchemyError, asyncpg.PostgresError) as error:
             raise Unavailable("DATABASE_UNAVAILABLE") from _cause(error)
-        return Condition(**row) if row else Condition(None, True)
+        if row is None:
+            return Condition(None)
+        return Condition(
+            row["revision"],
+            row["writable"],
+            row["cluster"],
+            int(row["oldest_xid"]),
+            int(row["end_xid"]),
+        )
 
     async def begin_era(self) -> int | None:
         """Start a new era if the database was restored, before anybody else may use it: its number;
@@ -375,7 +393,8 @@ class Store:
                 if self.cluster not in (None, pooled.info["cluster"]):
                     _discard(pooled)
                     raise Unavailable("DATABASE_UNAVAILABLE")
-                yield pooled
+                with CONNECTIONS.track_inprogress():
+                    yield pooled
         except (*LOST, exc.SQLAlchemyError, asyncpg.PostgresError) as error:
             translated = translate(error)
             if translated.reason == "DATABASE_READ_ONLY":

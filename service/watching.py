@@ -7,25 +7,30 @@ that is slow, and no connection is held while a response is under way.
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from uuid import UUID
 
 import structlog
 
+from service.coalescer import lock_of
 from service.doorbell import Doorbell
 from service.errors import Aborted, ParleyError, ResourceExhausted, Unavailable
 from service.following import Ask, Follower, Page
-from service.rules.feed import Place, Subject
+from service.metrics import DELIVERED, WATCHES
+from service.paging import MAX_RESPONSE_BYTES
+from service.rules.feed import Place, Subject, expired
 from service.store import Store
 
 log = structlog.get_logger()
 
 MAX_WATCHES = 2_000
 MAX_WATCHES_OF_ACTOR = 32
-# More than one call can make: a conversation with 1,000 participants.
+# A page waits in memory, several times over, until its reader takes it: a small one, unless a call
+# made more at once; with 1,000 participants that is no more than the larger number.
+EVENTS, PAGE_BYTES = 250, 64 << 10
 MAX_EVENTS = 1_100
 HEARTBEAT_SECONDS = 15.0
 # A ring may be lost, and the horizon moves without one.
@@ -37,13 +42,28 @@ PATIENCE_SECONDS = 5.0
 RETRY_SECONDS = 0.1
 
 
-@dataclass(slots=True, eq=False)
 class Waiter:
-    """Somebody who has read everything up to a place."""
+    """Somebody who has read everything up to a place, and waits for more, or until it is due.
 
-    subject: Subject
-    place: Place
-    woken: asyncio.Event = field(default_factory=asyncio.Event)
+    `seen`: how often it had rung when it was last looked for news.
+    """
+
+    __slots__ = ("ask", "due", "seen", "told")
+
+    def __init__(self, ask: Ask, *, due: float, seen: int) -> None:
+        self.ask = ask
+        self.due = due
+        self.seen = seen
+        # None: whoever waits reads for itself.
+        self.told: asyncio.Future[Page | None] = asyncio.get_running_loop().create_future()
+
+    def tell(self, news: Page | ParleyError | None) -> None:
+        if self.told.done():
+            return
+        if isinstance(news, ParleyError):
+            self.told.set_exception(news)
+        else:
+            self.told.set_result(news)
 
 
 class Watching:
@@ -65,7 +85,8 @@ class Watching:
         self._doorbell = doorbell
         self._heartbeat = heartbeat
         self._watches: Counter[UUID | None] = Counter()
-        self._waiting: set[Waiter] = set()
+        # By the lock of the conversation that they follow; those who follow more, under None.
+        self._waiting: defaultdict[int | None, set[Waiter]] = defaultdict(set)
 
     @property
     def count(self) -> int:
@@ -73,82 +94,137 @@ class Watching:
         return self._watches.total()
 
     async def follow(
-        self, subject: Subject, place: Place, actor_id: UUID | None, era: int
-    ) -> AsyncGenerator[Page, None]:
+        self, subject: Subject, place: Place, actor_id: UUID | None, era: int, *, is_new: bool
+    ) -> AsyncGenerator[tuple[Page, bool], None]:
         """What happened after the place, and what happens from now on, until the reader may not
-        see any more, or the era ends. `caught_up` is True once; a page without events is a
+        see any more, or the era ends; with the page that catches up, True. One without events is a
         heartbeat.
+
+        `is_new`: the place is the end of the log, or was a moment ago.
         """
-        ask = Ask(subject, place, actor_id, MAX_EVENTS, era)
+        ask = Ask(subject, place, actor_id, EVENTS, era, PAGE_BYTES)
         has_caught_up = False
-        due = time.monotonic() + self._heartbeat
-        read = self._follower.read
         with self._counted(actor_id):
+            due = time.monotonic() + self._heartbeat
+            waiter = Waiter(ask, due=due, seen=self._doorbell.rings)
+            read = self._follower.read_new if is_new else self._follower.read
+            page = await _patiently(read, ask)
             while True:
-                page = await _patiently(read, ask)
-                ask = replace(ask, place=page.place)
+                if page.incomplete:
+                    whole = replace(ask, limit=MAX_EVENTS, byte_limit=MAX_RESPONSE_BYTES)
+                    page = await _patiently(self._follower.read, whole)
                 catches_up = page.caught_up and not has_caught_up
-                if page.events or catches_up or time.monotonic() >= due:
-                    yield replace(page, caught_up=catches_up)
+                if page.events or catches_up or time.monotonic() >= due - POLL_SECONDS:
+                    DELIVERED.inc(len(page.events))
+                    yield page, catches_up
                     has_caught_up |= catches_up
                     due = time.monotonic() + self._heartbeat
-                read = self._follower.read
+                # Of a history of large messages, not many more than the next page takes.
+                limit = EVENTS if page.caught_up else min(EVENTS, 2 * page.count + 8)
+                ask = replace(ask, place=page.place, limit=limit)
                 if page.caught_up:
-                    ask = replace(ask, place=await self._wait(ask, due - time.monotonic()))
-                    read = self._follower.read_new
+                    waiter = Waiter(ask, due=due, seen=waiter.seen)
+                    page = await self._news(waiter)
+                else:
+                    waiter.seen = self._doorbell.rings
+                    page = await _patiently(self._follower.read, ask)
 
     async def run(self) -> None:
-        """Wake those for whom there is something to read, as soon as there is."""
+        """Tell those who wait what there is to read, as soon as there is."""
+        due = 0.0
         while True:
-            await self._doorbell.wait(POLL_SECONDS)
+            where = await self._doorbell.wait(POLL_SECONDS)
+            if where is None or time.monotonic() >= due:
+                where, due = None, time.monotonic() + POLL_SECONDS
             try:
                 if self._waiting:
-                    await self._look()
+                    await self._look(where)
             except ParleyError:
                 # Whoever reads now finds out for how long the database is away.
-                for each in self._waiting:
-                    each.woken.set()
+                self._release()
                 await asyncio.sleep(POLL_SECONDS)
             except Exception:
                 log.exception("defect")
+                # What is wrong may be wrong with one of them, who will be told so.
+                self._release()
                 await asyncio.sleep(POLL_SECONDS)
             await asyncio.sleep(GATHER_SECONDS)
 
-    async def _look(self) -> None:
-        waiting = list(self._waiting)
-        narrow = {(each.subject.conversation_id, each.place) for each in waiting}
-        places = {each.place for each in waiting if each.subject.is_wide}
-        async with self._store.snapshot() as snapshot:
-            moved = await snapshot.feed.moved([(id, place) for id, place in narrow if id])
-            stirred = {}
-            for place in places:
-                there = [each.subject.user_id for each in waiting if each.place == place]
-                users = {user_id for user_id in there if user_id}
-                stirred[place] = await snapshot.feed.stirred(place, users)
-        for each in waiting:
-            if not each.subject.is_wide:
-                if each.subject.conversation_id in moved:
-                    each.woken.set()
-            elif found := stirred[each.place]:
-                end, user_ids = found
-                if each.subject.user_id in {None, *user_ids}:
-                    each.woken.set()
-                else:
-                    each.place = end
+    def _beat(self) -> None:
+        """Let those speak who would be silent for too long."""
+        soon = time.monotonic() + POLL_SECONDS
+        for each in self._at(self._waiting):
+            if each.due <= soon:
+                each.tell(Page((), each.ask.place, caught_up=True))
 
-    async def _wait(self, ask: Ask, seconds: float) -> Place:
-        """Wait until there may be something to read, or so long; the place to read on from."""
-        waiter = Waiter(ask.subject, ask.place)
-        self._waiting.add(waiter)
-        # What was committed since it has read was rung for before it waited.
-        self._doorbell.nudge()
+    async def _expire(self) -> None:
+        """Tell those whose places are of a database that was since restored."""
+        era = await self._follower.era()
+        for each in self._at(self._waiting):
+            if each.ask.era != era:
+                each.tell(expired())
+
+    def _release(self) -> None:
+        for each in self._at(self._waiting):
+            each.tell(None)
+
+    def _at(self, locks: Iterable[int | None]) -> list[Waiter]:
+        return [each for lock in locks for each in self._waiting.get(lock, ())]
+
+    async def _look(self, where: set[int] | None) -> None:
+        """Tell those who follow a conversation behind one of these locks (None: any), and those who
+        follow more than one.
+        """
+        rings = self._doorbell.rings
+        if where is None:
+            self._beat()
+            await self._expire()
+        narrow = [lock for lock in self._waiting if lock is not None] if where is None else where
+        concerned = [each for each in self._at(narrow) if not each.told.done()]
+        wide = [each for each in self._at([None]) if not each.told.done()]
+        if wide:
+            concerned += await self._stirred(wide)
+        if not concerned:
+            return
+        news = await self._follower.news([each.ask for each in concerned])
+        for each, page in zip(concerned, news, strict=True):
+            each.seen = rings
+            if page:
+                each.tell(page)
+
+    async def _stirred(self, wide: list[Waiter]) -> list[Waiter]:
+        """Those whom something may concern; the others' places move on."""
+        concerned = []
+        async with self._store.snapshot() as snapshot:
+            for place in {each.ask.place for each in wide}:
+                there = [each for each in wide if each.ask.place == place]
+                users = {each.ask.subject.user_id for each in there}
+                found = await snapshot.feed.stirred(place, [id for id in users if id])
+                if not found:
+                    continue
+                end, user_ids = found
+                for each in there:
+                    if each.ask.subject.user_id in {None, *user_ids}:
+                        concerned.append(each)
+                    else:
+                        each.ask = replace(each.ask, place=end)
+        return concerned
+
+    async def _news(self, waiter: Waiter) -> Page:
+        """What comes after the waiter's place, once it does."""
+        id = waiter.ask.subject.conversation_id
+        lock = lock_of(id) if id else None
+        self._waiting[lock].add(waiter)
+        if waiter.seen != self._doorbell.rings:
+            # What was committed since it has read was rung for before it waited.
+            self._doorbell.nudge(*([lock] if lock is not None else []))
         try:
-            await asyncio.wait_for(waiter.woken.wait(), max(seconds, 0))
-        except TimeoutError:
-            pass
+            told = await waiter.told
         finally:
-            self._waiting.discard(waiter)
-        return waiter.place
+            self._waiting[lock].discard(waiter)
+            if not self._waiting[lock]:
+                del self._waiting[lock]
+        return told or await _patiently(self._follower.read_new, waiter.ask)
 
     @contextmanager
     def _counted(self, actor_id: UUID | None) -> Iterator[None]:
@@ -158,7 +234,8 @@ class Watching:
             raise ResourceExhausted("RATE_LIMITED", subject="watches of this server")
         self._watches[actor_id] += 1
         try:
-            yield
+            with WATCHES.track_inprogress():
+                yield
         finally:
             self._watches[actor_id] -= 1
             if not self._watches[actor_id]:

@@ -3,11 +3,13 @@ are `…_at` inside and `…_time` outside, metadata is JSON text inside and a S
 """
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, TypeVar
 from uuid import UUID
 
+from google.protobuf.message import Message as ProtoMessage
 from google.protobuf.struct_pb2 import ListValue, Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -274,6 +276,23 @@ def event(
     if fact["type"] in PARTICIPANT_EVENTS:
         seen.user_id = _id(fact["user_id"])
     return seen
+
+
+def watched(events: Sequence[Event], *, incomplete: bool) -> bytes:
+    """The part of a watch's response that does not depend on who watches."""
+    response = event_pb2.WatchResponse(events=events, incomplete=incomplete)
+    return response.SerializeToString()  # type: ignore[no-any-return,unused-ignore]
+
+
+class Spliced:
+    """A response of which one part lies encoded already: fields may come in any order."""
+
+    def __init__(self, encoded: bytes, rest: ProtoMessage) -> None:
+        self._encoded = encoded
+        self._rest = rest
+
+    def SerializeToString(self) -> bytes:  # noqa: N802 - as that of any message
+        return self._encoded + self._rest.SerializeToString()
 
 
 def withheld(fact: Row, through_version: int) -> Event:

@@ -233,12 +233,13 @@ def _edit(patch: pytest.MonkeyPatch, name: str, old: str, new: str) -> None:
 
 
 def _move_cursors(patch: pytest.MonkeyPatch, by: int) -> None:
-    seal = FeedCursors.seal
+    sealer = FeedCursors.sealer
 
-    def elsewhere(self: FeedCursors, place: Place, **values: Any) -> str:
-        return seal(self, replace(place, version=place.version + by), **values)
+    def elsewhere(self: FeedCursors, **values: Any) -> Callable[[Place], str]:
+        seal = sealer(self, **values)
+        return lambda place: seal(replace(place, version=place.version + by))
 
-    patch.setattr(FeedCursors, "seal", elsewhere)
+    patch.setattr(FeedCursors, "sealer", elsewhere)
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ SUBJECTS = (
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_a_cursor_opens_to_its_place_and_era(subject: Subject) -> None:
     cursors = FeedCursors(tokens())
-    cursor = cursors.seal(PLACE, era=3, subject=subject, actor_id=ADA.id)
+    cursor = cursors.sealer(era=3, subject=subject, actor_id=ADA.id)(PLACE)
 
     assert cursors.open(cursor, subject=subject, actor_id=ADA.id) == (PLACE, 3)
     for other in SUBJECTS:

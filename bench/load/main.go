@@ -1,7 +1,7 @@
 // Command load calls one method of a Parley server for a while and says how that went.
 //
-// It reads one job and writes one result, both JSON, so that Python, which would eat the processor
-// that it measures, only orchestrates. The few requests are written field by field: no generated
+// It reads one job, says "ready" when it begins, and writes one result, both JSON, so that Python,
+// which would eat the processor that it measures, only orchestrates. The few requests are written field by field: no generated
 // code, and no protobuf message is made on the way out or in.
 package main
 
@@ -36,6 +36,12 @@ type job struct {
 	Bodies        []string       `json:"bodies"`
 	PageSize      uint64         `json:"page_size"`
 	PageToken     string         `json:"page_token"`
+	// So many watch the conversations meanwhile, as many each; then what they are told is counted.
+	Watchers int `json:"watchers"`
+	// One message is with all of them before the next is sent.
+	InStep bool `json:"in_step"`
+	// Calls a second; 0 is as many as can be.
+	Rate float64 `json:"rate"`
 }
 
 // A conversation to call for, those who take part in it, and its last message's number.
@@ -45,8 +51,10 @@ type conversation struct {
 	LastSequence int64    `json:"last_sequence"`
 }
 
+// Of calls; with watchers, of the events that they were told of, and of how long after the commit.
 type result struct {
 	OK      int                `json:"ok"`
+	Sent    int                `json:"sent"`
 	Errors  map[string]int     `json:"errors"`
 	Seconds float64            `json:"seconds"`
 	Rate    float64            `json:"rate"`
@@ -97,6 +105,16 @@ func run(job *job) (*result, error) {
 		clients[i] = client
 	}
 
+	if job.Watchers > 0 {
+		audience, err := gather(job, clients)
+		if err != nil {
+			return nil, err
+		}
+		fmt.Println("ready")
+		return watched(job, clients, audience)
+	}
+
+	fmt.Println("ready")
 	workers := make([]worker, job.InFlight)
 	started := time.Now()
 	end := started.Add(time.Duration(job.Seconds * float64(time.Second)))
@@ -116,22 +134,26 @@ type worker struct {
 
 func (w *worker) callUntil(end time.Time, job *job, client *grpc.ClientConn) {
 	w.errors = map[string]int{}
-	method := methods[job.Method]
-	for started := time.Now(); started.Before(end); started = time.Now() {
-		to := job.Conversations[rand.IntN(len(job.Conversations))]
-		actor := to.Actors[rand.IntN(len(to.Actors))]
-		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
-		ctx = metadata.AppendToOutgoingContext(ctx,
-			"authorization", "Bearer "+job.Token, "x-parley-actor", actor)
-		var answer []byte
-		err := client.Invoke(ctx, method.path, method.encode(job, to), &answer)
-		cancel()
-		if err != nil {
-			w.errors[status.Code(err).String()]++
-			continue
-		}
-		w.took = append(w.took, time.Since(started))
+	for time.Now().Before(end) {
+		w.call(job, client)
 	}
+}
+
+func (w *worker) call(job *job, client *grpc.ClientConn) {
+	started := time.Now()
+	method := methods[job.Method]
+	to := job.Conversations[rand.IntN(len(job.Conversations))]
+	actor := to.Actors[rand.IntN(len(to.Actors))]
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	ctx = metadata.AppendToOutgoingContext(ctx,
+		"authorization", "Bearer "+job.Token, "x-parley-actor", actor)
+	var answer []byte
+	if err := client.Invoke(ctx, method.path, method.encode(job, to), &answer); err != nil {
+		w.errors[status.Code(err).String()]++
+		return
+	}
+	w.took = append(w.took, time.Since(started))
 }
 
 func summary(workers []worker, seconds float64) *result {

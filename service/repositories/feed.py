@@ -69,13 +69,6 @@ SELECT e.era, e.xid::text AS xid, e.conversation_id, e.version,
 FROM scanned e ORDER BY {", ".join(f"{column} DESC" for column in ORDER.split(", "))} LIMIT 1
 """
 
-MOVED = """
-SELECT DISTINCT k.conversation_id
-FROM unnest($1::uuid[], $2::bigint[]) AS k(conversation_id, after_version)
-WHERE EXISTS (SELECT FROM events e
-              WHERE e.conversation_id = k.conversation_id AND e.version > k.after_version)
-"""
-
 NOW = """
 SELECT (SELECT max(era) FROM eras) AS present_era,
        pg_snapshot_xmax(pg_current_snapshot())::text AS end_xid, e.*
@@ -160,16 +153,16 @@ class Feed(Repository):
         return Head(row["present_era"], newest, int(row["end_xid"]))
 
     async def of_conversations(
-        self, places: Sequence[tuple[UUID, Place]], *, limit: int
+        self, versions: Sequence[tuple[UUID, int]], *, limit: int
     ) -> list[list[Row]]:
-        """At most `limit` events of each conversation after each place, in the same order."""
+        """At most `limit` events of each conversation after each version, in the same order."""
         rows = await self._connection.fetch(
             OF_CONVERSATIONS,
-            [conversation_id for conversation_id, _ in places],
-            [place.version for _, place in places],
+            [conversation_id for conversation_id, _ in versions],
+            [version for _, version in versions],
             limit,
         )
-        found: list[list[Row]] = [[] for _ in places]
+        found: list[list[Row]] = [[] for _ in versions]
         for row in rows:
             found[row["position"] - 1].append(row)
         return found
@@ -202,15 +195,6 @@ class Feed(Repository):
         """
         rows = await self._connection.fetch(STIRRED, *_columns(place), list(user_ids), MAX_SCANNED)
         return (Place.of(rows[0]), set(rows[0]["user_ids"])) if rows else None
-
-    async def moved(self, places: Collection[tuple[UUID, Place]]) -> set[UUID]:
-        """The conversations in which there are events after the places."""
-        rows = await self._connection.fetch(
-            MOVED,
-            [conversation_id for conversation_id, _ in places],
-            [place.version for _, place in places],
-        )
-        return {row["conversation_id"] for row in rows}
 
     async def departures(self, people: Sequence[Person]) -> dict[Person, int]:
         """The version with which each of them last went, of those who ever did."""

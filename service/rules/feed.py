@@ -65,6 +65,23 @@ class Head:
     end_xid: int
 
 
+class Horizon:
+    """How long the oldest transaction that still runs has held up what lies beyond it."""
+
+    def __init__(self) -> None:
+        self._oldest = 0
+        self._since = 0.0
+
+    def age(self, oldest_xid: int, end_xid: int, *, at: float) -> float:
+        """Seconds, as far as anybody has looked; `at` is the time of this look. `end_xid`: the one
+        that has not ended, and after which none has.
+        """
+        # Nothing has been written beyond it: nothing is held up.
+        if oldest_xid == end_xid or oldest_xid != self._oldest:
+            self._oldest, self._since = oldest_xid, at
+        return at - self._since
+
+
 def require_present(place: Place, *, era: int, head: Head, subject: Subject) -> None:
     """Raise for a cursor that was made in another life of the database, or in its future."""
     if subject.is_wide:

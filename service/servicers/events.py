@@ -1,10 +1,11 @@
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from uuid import UUID
 
 from parley.v1 import event_pb2 as pb
 from parley.v1 import event_pb2_grpc
+from service import wire
 from service.errors import NotFound, PermissionDenied
 from service.fields import Fields
 from service.following import Ask, Follower
@@ -12,7 +13,6 @@ from service.identity import Call
 from service.lookups import Lookups, require_reader
 from service.paging import FeedCursors
 from service.rules.feed import BEGINNING, Head, Place, Subject, require_present
-from service.store import Store
 from service.watching import Watching
 
 
@@ -30,13 +30,11 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
 
     def __init__(
         self,
-        store: Store,
         lookups: Lookups,
         follower: Follower,
         watching: Watching,
         cursors: FeedCursors,
     ) -> None:
-        self._store = store
         self._lookups = lookups
         self._follower = follower
         self._watching = watching
@@ -53,12 +51,14 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
 
         return pb.ListEventsResponse(
             events=page.events,
-            cursor=self._cursor(page.place, subject, head, call),
+            cursor=self._sealer(subject, head, call)(page.place),
             caught_up=page.caught_up,
             incomplete=page.incomplete,
         )
 
-    async def Watch(self, request: pb.WatchRequest, call: Call) -> AsyncIterator[pb.WatchResponse]:
+    async def Watch(  # type: ignore[override]  # as good as a WatchResponse once it is on the wire
+        self, request: pb.WatchRequest, call: Call
+    ) -> AsyncIterator[wire.Spliced]:
         with Fields() as fields:
             scope = _scope(fields, request, call)
             if request.WhichOneof("start") == "oldest" and not request.oldest:
@@ -67,15 +67,13 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
         subject, head = await self._find(scope, call)
         start = BEGINNING if request.oldest else head.newest
         place = self._place(request.resume_cursor, subject, head, call) or start
-        pages = self._watching.follow(subject, place, call.actor_id, head.era)
-        async with aclosing(pages):
-            async for page in pages:
-                yield pb.WatchResponse(
-                    events=page.events,
-                    cursor=self._cursor(page.place, subject, head, call),
-                    caught_up=page.caught_up,
-                    incomplete=page.incomplete,
-                )
+        is_new = place == head.newest
+        seal = self._sealer(subject, head, call)
+        told = self._watching.follow(subject, place, call.actor_id, head.era, is_new=is_new)
+        async with aclosing(told) as pages:
+            async for page, caught_up in pages:
+                rest = pb.WatchResponse(cursor=seal(page.place), caught_up=caught_up)
+                yield wire.Spliced(page.encoded, rest)
 
     async def _find(self, scope: Scope, call: Call) -> tuple[Subject, Head]:
         """What is asked for, if the caller may read it at all, and how far the log goes there."""
@@ -87,8 +85,7 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
             subject = Subject()
         else:
             raise PermissionDenied("PERMISSION_DENIED", rule="everything is for the system")
-        async with self._store.snapshot() as snapshot:
-            head = await snapshot.feed.now(subject.conversation_id)
+        head = await self._follower.head(subject.conversation_id)
         # Of what was purged, the system can read that it was.
         if subject.conversation_id and head.newest == BEGINNING:
             raise NotFound("conversation", scope.name)
@@ -121,8 +118,8 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
         require_present(place, era=era, head=head, subject=subject)
         return place
 
-    def _cursor(self, place: Place, subject: Subject, head: Head, call: Call) -> str:
-        return self._cursors.seal(place, era=head.era, subject=subject, actor_id=call.actor_id)
+    def _sealer(self, subject: Subject, head: Head, call: Call) -> Callable[[Place], str]:
+        return self._cursors.sealer(era=head.era, subject=subject, actor_id=call.actor_id)
 
 
 def _scope(fields: Fields, request: pb.ListEventsRequest | pb.WatchRequest, call: Call) -> Scope:

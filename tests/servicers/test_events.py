@@ -728,7 +728,6 @@ async def test_what_commits_late_is_not_skipped(
         (feed.OF_USERS, [1, "5", UUID(NOBODY), 1, [UUID(NOBODY)], 10], "ix_events_feed"),
         (feed.OF_USERS, [1, "5", UUID(NOBODY), 1, [UUID(NOBODY)], 10], "ix_events_membership"),
         (feed.STIRRED, [1, "5", UUID(NOBODY), 1, [UUID(NOBODY)], 10], "ix_events_feed"),
-        (feed.MOVED, [[UUID(NOBODY)], [0]], "pk_events"),
         (feed.NOW_OF_CONVERSATION, [UUID(NOBODY)], "pk_events"),
         (feed.NOW_OF_EVERYTHING, [0, "0", UUID(NOBODY), 0], "ix_events_feed"),
         (feed.LEFT, [[UUID(NOBODY)], [UUID(NOBODY)]], "ix_events_membership"),

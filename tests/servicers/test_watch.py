@@ -12,6 +12,7 @@ import grpc
 import pytest
 import pytest_asyncio
 import structlog
+from prometheus_client import REGISTRY
 
 from parley.v1 import message_pb2
 from service import interceptors, watching
@@ -185,10 +186,63 @@ async def test_what_another_process_commits_is_told_as_soon(
     assert sorted(took)[10] < watching.POLL_SECONDS / 2, took
 
 
+@pytest.mark.parametrize("way", ["past the pooler", "nowhere"])
+async def test_another_process_is_heard_past_a_pooler_or_found_by_looking(
+    parley: Client,
+    ada: User,
+    talk: Conversation,
+    postgres: EmbeddedPostgres,
+    tmp_path: Path,
+    way: str,
+) -> None:
+    """`nowhere`: nothing is rung from there, as behind a pooler that swallows what is told."""
+    url = postgres.url if way == "past the pooler" else "postgresql://parley@127.0.0.1:1/parley"
+    beside = Server(load(address="127.0.0.1:0", data_dir=tmp_path, listen_url=url), postgres.url)
+    beside.bind()
+    await beside.start()
+    try:
+        await beside.readiness.ready.wait()
+        async with (
+            grpc.aio.insecure_channel(beside.address) as channel,
+            watch(Client(channel, parley.token), conversation_id=talk.id) as watcher,
+        ):
+            await watcher.next()
+            before = beside.doorbell.rings
+            for n in range(20):
+                await parley.message(talk, ada, f"number {n}")
+                await watcher.until(5 + n)
+            heard = beside.doorbell.rings - before
+    finally:
+        await beside.stop()
+
+    assert (heard > 0) == (way == "past the pooler")
+
+
+async def test_no_connection_is_held_for_who_does_not_read(
+    parley: Client, ada: User, talk: Conversation, server: Server
+) -> None:
+    for _ in range(60):
+        await parley.message(talk, ada, "x" * 250_000)
+    async with watch(parley, conversation_id=talk.id, oldest=True) as watcher:
+        await watcher.next()
+        await at_rest()
+        assert server.watching.count == 1
+
+
+async def at_rest() -> None:
+    """Return once no connection of the pool has been at work for a while."""
+    name, since = "parley_database_connections_in_use", time.monotonic()
+    async with asyncio.timeout(10):
+        while time.monotonic() - since < 0.3:
+            if REGISTRY.get_sample_value(name):
+                since = time.monotonic()
+            await asyncio.sleep(0.005)
+
+
 async def test_a_lost_ring_costs_milliseconds_only(
     parley: Client, ada: User, talk: Conversation, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.store, "on_commit", lambda: None)
+    monkeypatch.setattr(server.store, "on_commit", lambda _: None)
     async with watch(parley, conversation_id=talk.id) as watcher:
         await watcher.next()
         await parley.message(talk, ada, "unheard")
