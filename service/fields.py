@@ -23,6 +23,7 @@ from google.protobuf.message import Message as ProtoMessage
 from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from service import ids
 from service.errors import InvalidArgument
 from service.identity import Call
 from service.rules import etags, search
@@ -115,7 +116,7 @@ class Fields:
         return UUID(int=0)
 
     def _id(self, field: str, value: str) -> UUID:
-        id = UUID(value)
+        id: UUID = ids.UUID(value)
         if id.int == 0:
             self.reject("INVALID_REFERENCE", field, rule="an id; this one is all zeros")
         return id

@@ -6,6 +6,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Iterator, MutableMapping
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -25,22 +26,23 @@ def configure(settings: Settings, *, worker: int | None = None) -> None:
     console = settings.log_format == "console" or (
         settings.log_format == "auto" and sys.stderr.isatty()
     )
-    # A line a call is written: the quick way, in bytes.
-    renderer: list[structlog.typing.Processor] = [structlog.processors.JSONRenderer(orjson.dumps)]
+    # A line a call is written: in one step, as bytes.
+    processors: list[structlog.typing.Processor] = [partial(_as_json, worker)]
     lines = _Lines(sys.stderr.buffer)
     factory: Any = lambda *_: lines  # noqa: E731 - the other one is a class
     if console:
         factory = structlog.PrintLoggerFactory(sys.stderr)
         plain = structlog.dev.plain_traceback
-        renderer = [_escape, structlog.dev.ConsoleRenderer(exception_formatter=plain)]
-    structlog.configure(
-        processors=[
+        processors = [
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
             tell_exception,
             *([partial(_sign, worker)] if worker else []),
-            *renderer,
-        ],
+            _escape,
+            structlog.dev.ConsoleRenderer(exception_formatter=plain),
+        ]
+    structlog.configure(
+        processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
         logger_factory=factory,
         cache_logger_on_first_use=True,
@@ -84,6 +86,15 @@ def _story(error: BaseException | None) -> Iterator[str]:
         if _is_database(error):
             return
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _as_json(worker: int | None, _: object, level: str, event: MutableMapping[str, Any]) -> bytes:
+    structlog.processors.add_log_level(None, level, event)
+    tell_exception(None, level, event)
+    event["time"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    if worker:
+        event["worker"] = worker
+    return orjson.dumps(event)
 
 
 def _sign(worker: int, _: object, __: str, event: MutableMapping[str, Any]) -> Any:

@@ -10,7 +10,7 @@ SERVICE = Path(__file__).parent.parent / "service"
 
 # Who may import whom: what stands on a floor below, or in one's own room. Lowest floor first.
 FLOORS = [
-    {"domain", "reasons", "settings"},
+    {"domain", "ids", "reasons", "settings"},
     {"errors"},
     {"admin", "identity", "logs", "metrics", "passwords"},
     {"rules"},
@@ -48,7 +48,7 @@ KNOWS = {
         "every SQL statement stands in repositories, so that a reader finds who may see what",
     ),
     "asyncpg": (
-        {"embedded", "schema", "store"},
+        {"embedded", "ids", "schema", "store"},
         "the driver's errors stop at the store, so that nobody else need know them",
     ),
     "grpc": (
