@@ -1,6 +1,7 @@
 """The look-ups that nearly every call begins with, gathered: many callers, one statement."""
 
 from collections.abc import Sequence
+from functools import partial
 from uuid import UUID
 
 from service.batcher import Batcher
@@ -12,8 +13,10 @@ from service.errors import (
 )
 from service.fields import Fields
 from service.identity import Actor, Call
+from service.paging import MAX_RESPONSE_BYTES
 from service.repositories import conversations, messages
 from service.repositories.base import Row
+from service.repositories.messages import Page, Stretch
 from service.store import Store
 
 
@@ -26,6 +29,16 @@ class Lookups:
         self._views = Batcher(self._find_views, max_items=256, name="find conversations")
         self._slugs = Batcher(self._find_slugs, max_items=256, name="find slugs")
         self._messages = Batcher(self._find_messages, max_items=64, name="find messages")
+        # Pages are heavy: few at a time, so that nobody waits long for others' to be read.
+        self._newest, self._oldest = (
+            Batcher(
+                partial(self._find_pages, descending=descending),
+                max_items=8,
+                concurrency=2,
+                name="find pages",
+            )
+            for descending in (True, False)
+        )
 
     async def actor(self, reference: str, *, presume: bool = False) -> Actor:
         """The user that a caller acts for: exists, is active, is not deleted. With `presume`,
@@ -115,6 +128,16 @@ class Lookups:
         if row["id"] is None:
             raise NotFound("message", key)
         return row
+
+    async def page(self, stretch: Stretch, *, descending: bool) -> Page:
+        """A page of messages, as many as fit into one response."""
+        return await (self._newest if descending else self._oldest).submit(stretch)
+
+    async def _find_pages(self, stretches: list[Stretch], *, descending: bool) -> list[Page]:
+        async with self._store.snapshot() as snapshot:
+            return await snapshot.messages.pages(
+                stretches, descending=descending, byte_limit=MAX_RESPONSE_BYTES
+            )
 
     async def _find_users(self, references: list[UUID | str]) -> list[Row | None]:
         async with self._store.snapshot() as snapshot:

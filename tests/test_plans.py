@@ -38,7 +38,7 @@ from service.repositories.base import Connection, Row
 from service.repositories.conversations import Conversations
 from service.repositories.inbox import Inbox, Place
 from service.repositories.invitations import Invitations
-from service.repositories.messages import LOAD, Messages
+from service.repositories.messages import LOAD, Messages, Stretch
 from service.repositories.participants import Participants
 from service.server import Server
 from service.store import SESSION, Store
@@ -311,7 +311,28 @@ def view(world: World) -> dict[str, Any]:
 
 def messages(world: World, **values: Any) -> Listing:
     page = {"after": None, "descending": True, "limit": 50, "byte_limit": MIB, **values}
-    return lambda recorder: Messages(recorder).list(view(world), **page)
+    after, limit = page.pop("after"), page.pop("limit")
+    stretch = Stretch.beyond(view(world), after, descending=page["descending"], limit=limit)
+    return lambda recorder: Messages(recorder).list(stretch, **page)
+
+
+@BOTH
+async def test_pages_that_are_gathered_are_read_no_further_than_each_goes(
+    world: World, database: asyncpg.Connection, mode: str
+) -> None:
+    stretches = [
+        Stretch.beyond(view(world), after, descending=True, limit=50)
+        for after in range(1_000, 9_000, 1_000)
+    ]
+
+    plan = await explain(
+        database,
+        mode,
+        lambda recorder: Messages(recorder).pages(stretches, descending=True, byte_limit=MIB),
+    )
+
+    assert not plan.walked, str(plan)
+    assert plan.rows_read <= 51 * len(stretches), str(plan)
 
 
 WALK = "uq_messages_conversation_sequence"
@@ -584,10 +605,8 @@ async def test_what_metadata_holds_decides_on_every_call(world: World, server: S
     async with server.store.snapshot() as snapshot:
         for _ in range(8):
             rows, _ = await snapshot.messages.list(
-                view(world),
-                after=None,
+                Stretch.beyond(view(world), None, descending=True, limit=50),
                 descending=True,
-                limit=50,
                 byte_limit=MIB,
                 metadata_contains='{"rare": 1}',
             )
@@ -665,6 +684,7 @@ STATEMENTS = {
     "append": messages_.WRITE,
     "find": messages_.FIND,
     "find many": messages_.FIND_MANY,
+    "pages": messages_.PAGES.format(where="", order="DESC", **messages_.OF_EACH),
     "first unread": messages_.FIRST_UNREAD,
     "load cursors": cursors.LOAD,
     "move cursors": cursors.WRITE,

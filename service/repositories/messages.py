@@ -2,7 +2,7 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 from sqlalchemy import cast, func, insert, update
@@ -211,22 +211,71 @@ JOIN conversations c ON c.id = p.conversation_id
 WHERE p.conversation_id = $1 AND p.user_id = $2
 """
 
-# Put together as text: for SQLAlchemy to build it took ten times as long as to run it.
-LIST = f"""
-SELECT * FROM (
-  SELECT page.*, sum(size) OVER (ORDER BY sequence {{order}}) AS total, count(*) OVER () AS found
-  FROM (SELECT {MESSAGE}, octet_length(m.content) + pg_column_size(m.metadata) AS size
-        FROM messages m WHERE {{where}} ORDER BY m.sequence {{order}} LIMIT {{limit}}) AS page
-) AS sized
-WHERE total - size <= {{byte_limit}} ORDER BY sequence {{order}}
+# A page of each of many stretches. Put together as text: for SQLAlchemy to build it took ten times
+# as long as to run it.
+PAGES = f"""
+SELECT position, found, {columns_of("messages", "m")} FROM (
+  SELECT k.position, page.*, count(*) OVER (PARTITION BY k.position) AS found,
+         sum(size) OVER (PARTITION BY k.position ORDER BY sequence {{order}}) - size AS before
+  FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::int[]) WITH ORDINALITY
+    AS k(conversation_id, first_sequence, final_sequence, count, position)
+  CROSS JOIN LATERAL (
+    SELECT {columns_of("messages", "m")},
+           octet_length(m.content) + pg_column_size(m.metadata) AS size
+    FROM messages m
+    WHERE m.conversation_id = {{id}} AND m.sequence BETWEEN {{first}} AND {{final}}{{where}}
+    ORDER BY m.sequence {{order}} LIMIT {{limit}}
+  ) AS page
+) AS m
+WHERE before <= $5 ORDER BY position, sequence {{order}}
 """
 
 # One message to find: its conversation's id or slug, its id or sequence, and in between who asks
 # (None: the system).
 Key = tuple[UUID | str, UUID | None, Reference]
 
+# The bounds of a page; those of a single one as the planner sees them.
+OF_EACH = {
+    "id": "k.conversation_id",
+    "first": "k.first_sequence",
+    "final": "k.final_sequence",
+    "limit": "k.count",
+}
+OF_ONE = {
+    "id": "($1::uuid[])[1]",
+    "first": "($2::bigint[])[1]",
+    "final": "($3::bigint[])[1]",
+    "limit": "($4::int[])[1]",
+}
+# How many arguments PAGES has without filters.
+PAGE_ARGUMENTS = 5
+
 # When each accepted message was made, by (conversation, sequence).
 Times = dict[tuple[UUID, int], datetime]
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """The messages of a conversation from one sequence to another, so many at the most."""
+
+    conversation_id: UUID
+    first: int
+    final: int
+    limit: int
+
+    @classmethod
+    def beyond(cls, view: Row, after: int | None, *, descending: bool, limit: int) -> Self:
+        """What the view's asker may read, before or after one of them."""
+        first, final = view["first_sequence"], view["final_sequence"]
+        if after is not None:
+            first, final = (
+                (first, min(final, after - 1)) if descending else (max(first, after + 1), final)
+            )
+        return cls(view["id"], first, final, limit)
+
+
+# Messages, and whether there are more.
+Page = tuple[Sequence[Row], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -478,13 +527,48 @@ class Messages(Repository):
             conversation_id=conversation_id, after_version=after_version, facts=[told]
         )
 
+    async def pages(
+        self,
+        stretches: Sequence[Stretch],
+        *arguments: object,
+        descending: bool,
+        byte_limit: int,
+        where: str = "",
+        replan: bool = False,
+    ) -> list[Page]:
+        """The messages of each stretch, and whether there are more than its limit.
+
+        A page stops before its content passes `byte_limit`: a thousand messages may hold a quarter
+        of a gigabyte, and none of it should leave the database for nothing.
+        """
+        order = "DESC" if descending else "ASC"
+        bounds = OF_ONE if len(stretches) == 1 else OF_EACH
+        rows = await self._connection.fetch(
+            PAGES.format(where=where, order=order, **bounds),
+            [stretch.conversation_id for stretch in stretches],
+            [stretch.first for stretch in stretches],
+            [stretch.final for stretch in stretches],
+            [stretch.limit + 1 for stretch in stretches],
+            byte_limit,
+            *arguments,
+            replan=replan,
+        )
+        found: list[list[Row]] = [[] for _ in stretches]
+        for row in rows:
+            found[row["position"] - 1].append(row)
+        return [
+            (
+                page[: stretch.limit],
+                len(page) > 0 and page[0]["found"] > min(len(page), stretch.limit),
+            )
+            for stretch, page in zip(stretches, found, strict=True)
+        ]
+
     async def list(
         self,
-        view: Row,
+        stretch: Stretch,
         *,
-        after: int | None,
         descending: bool,
-        limit: int,
         byte_limit: int,
         sender_id: UUID | None = None,
         external_id: str | None = None,
@@ -493,25 +577,15 @@ class Messages(Repository):
         created_after: datetime | None = None,
         created_before: datetime | None = None,
         metadata_contains: str = "{}",
-    ) -> tuple[Sequence[Row], bool]:
-        """At most `limit` messages of the window, beyond `after`, and whether there are more.
-
-        Stops before a page whose content passes `byte_limit`: a thousand messages may hold a
-        quarter of a gigabyte, and none of it should leave the database for nothing.
-        """
+    ) -> Page:
+        """The messages of the stretch that pass the filters."""
         arguments: list[object] = []
 
         def given(value: object) -> str:
             arguments.append(value)
-            return f"${len(arguments)}"
+            return f"${PAGE_ARGUMENTS + len(arguments)}"
 
-        where = [
-            f"m.conversation_id = {given(view['id'])}",
-            f"m.sequence >= {given(view['first_sequence'])}",
-            f"m.sequence <= {given(view['final_sequence'])}",
-        ]
-        if after is not None:
-            where.append(f"m.sequence {'<' if descending else '>'} {given(after)}")
+        where = []
         if sender_id:
             where.append(f"m.sender_id = {given(sender_id)}")
         if external_id:
@@ -530,15 +604,15 @@ class Messages(Repository):
                 f"{HAS_METADATA} AND m.metadata @> {given(metadata_contains)}::text::jsonb"
                 " AND m.deleted_at IS NULL"
             )
-        sql = LIST.format(
-            where=" AND ".join(where),
-            order="DESC" if descending else "",
-            limit=given(limit + 1),
-            byte_limit=given(byte_limit),
+        (page,) = await self.pages(
+            [stretch],
+            *arguments,
+            descending=descending,
+            byte_limit=byte_limit,
+            where="".join(f" AND {each}" for each in where),
+            replan=metadata_contains != "{}",
         )
-        rows = await self._connection.fetch(sql, *arguments, replan=metadata_contains != "{}")
-        more = len(rows) > limit or (len(rows) > 0 and len(rows) < rows[0]["found"])
-        return rows[:limit], more
+        return page
 
 
 async def _words(rows: list[Numbered]) -> list[str]:

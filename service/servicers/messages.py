@@ -16,6 +16,7 @@ from service.identity import Call, checks_actor
 from service.lookups import Lookups, require_reader
 from service.paging import PageTokens, Position
 from service.repositories.base import Row
+from service.repositories.messages import Stretch
 from service.repositories.search import Place, Wanted
 from service.rules import deletion, edits
 from service.rules.messages import Append, Draft, Replayed
@@ -241,15 +242,14 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
         self, view: Row, start: int | None, filters: Filters, *, down: bool, limit: int
     ) -> Page:
         """The page that lies beyond `start`, or at the end of the window: downwards, or upwards."""
-        async with self._store.snapshot() as snapshot:
-            rows, more = await snapshot.messages.list(
-                view,
-                after=start,
-                descending=down,
-                limit=limit,
-                byte_limit=paging.MAX_RESPONSE_BYTES,
-                **filters,
-            )
+        stretch = Stretch.beyond(view, start, descending=down, limit=limit)
+        if filters:
+            async with self._store.snapshot() as snapshot:
+                rows, more = await snapshot.messages.list(
+                    stretch, descending=down, byte_limit=paging.MAX_RESPONSE_BYTES, **filters
+                )
+        else:
+            rows, more = await self._lookups.page(stretch, descending=down)
         messages = paging.cut(map(wire.message, rows))
         if not messages:
             return Page([])
@@ -268,19 +268,15 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
         half = paging.MAX_RESPONSE_BYTES // 2
         async with self._store.snapshot() as snapshot:
             lower, more_below = await snapshot.messages.list(
-                view,
-                after=anchor,
+                Stretch.beyond(view, anchor, descending=True, limit=window.before),
                 descending=True,
-                limit=window.before,
                 byte_limit=half,
                 **filters,
             )
             # The anchor, where it passes, and those after it.
             upper, more_above = await snapshot.messages.list(
-                view,
-                after=anchor - 1,
+                Stretch.beyond(view, anchor - 1, descending=False, limit=window.after + 1),
                 descending=False,
-                limit=window.after + 1,
                 byte_limit=half,
                 **filters,
             )
@@ -510,11 +506,11 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
 
 
 def _filters(fields: Fields, request: pb.ListMessagesRequest) -> Filters:
-    """All but the sender, who has to be looked up."""
+    """Those that are given; all but the sender, who has to be looked up."""
     created_after, created_before = fields.span(
         request, after="created_after", before="created_before"
     )
-    return {
+    filters = {
         "external_id": fields.external_id("external_id", request.external_id),
         "roles": fields.enums("roles", request.roles, MessageRole),
         "statuses": fields.enums("statuses", request.statuses, MessageStatus),
@@ -522,6 +518,7 @@ def _filters(fields: Fields, request: pb.ListMessagesRequest) -> Filters:
         "created_before": created_before,
         "metadata_contains": fields.metadata("metadata_contains", request.metadata_contains),
     }
+    return {name: value for name, value in filters.items() if value and value != "{}"}
 
 
 def _window(fields: Fields, request: pb.ListMessagesRequest, call: Call) -> Window | None:
