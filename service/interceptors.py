@@ -52,6 +52,8 @@ MAX_ATTEMPTS = 3
 # While draining: so long nobody must have called, and so long that is waited for at most.
 QUIET_SECONDS = 0.05
 QUIET_LIMIT_SECONDS = 1.0
+# How long a request may have been on its way.
+JOURNEY_SECONDS = 0.05
 # For how long a stream's client may read nothing, and after how long it must show its credentials.
 STALL_SECONDS = 30.0
 READMIT_SECONDS = 5.0
@@ -425,9 +427,10 @@ class Interceptors:
             record["code"] = "OK"
             return answer
         except asyncio.CancelledError:
-            # The client's own deadline looks the same from here.
-            late = context.time_remaining() is not None and context.time_remaining() <= 0
-            record["code"] = "DEADLINE_EXCEEDED" if late else "CANCELLED"
+            # The client's own deadline looks the same from here, and the clock began there first.
+            left = context.time_remaining()
+            is_late = left is not None and left <= JOURNEY_SECONDS
+            record["code"] = "DEADLINE_EXCEEDED" if is_late else "CANCELLED"
             raise
         except Exception as raised:
             error = _known(raised)
