@@ -146,9 +146,11 @@ def ring_before_commit(patch: pytest.MonkeyPatch) -> None:
 
     async def ring_and_commit(self: Any, pooled: Any, mark: Any) -> None:
         ring = self.__dict__.setdefault("early", self.on_commit)
-        self.on_commit = lambda: None
+        self.on_commit = lambda _: None
         if mark:
-            ring()
+            # Where it is to be looked, only what comes after COMMIT knows: everywhere.
+            ring(())
+            ring.__self__._hear()
         await commit(self, pooled, mark)
 
     patch.setattr(Store, "_commit", ring_and_commit)
