@@ -600,9 +600,9 @@ async def test_conversations_are_found_by_their_metadata(
     assert plan.rows_read <= rows, str(plan)
 
 
-async def test_what_metadata_holds_decides_on_every_call(world: World, server: Server) -> None:
-    """After five calls PostgreSQL would plan for all values alike, and read the whole room."""
-    async with server.store.snapshot() as snapshot:
+async def test_what_metadata_holds_decides_on_every_call(world: World, fresh: Store) -> None:
+    """Planned for all values alike, it would read the whole room."""
+    async with fresh.snapshot() as snapshot:
         for _ in range(8):
             rows, _ = await snapshot.messages.list(
                 Stretch.beyond(view(world), None, descending=True, limit=50),
