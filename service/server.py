@@ -68,7 +68,9 @@ CANCEL_AGAIN_SECONDS = 0.5
 # For writes that outlived their calls, when the server stops.
 AFTERMATH_SECONDS = 5.0
 # Objects more than before. A call makes a few hundred, and a thousand may be at work.
-COLLECT_AFTER = 50_000
+COLLECT_AFTER = 10_000
+# How often, while a server that stops waits for its last calls.
+COLLECT_SECONDS = 0.25
 # Reflection's two versions differ in their names only; clients ask for either.
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
@@ -241,7 +243,7 @@ class Server:
         if not self.interceptors.is_busy:
             # Who is left has been told that its stream has ended, and does not read it.
             await self._server.stop(None)
-        await stopping
+        await _with_the_collector(stopping)
         await self.interceptors.drained(AFTERMATH_SECONDS)
         await end(self._tasks)
         self.hasher.close()
@@ -305,6 +307,17 @@ async def end(tasks: Sequence[asyncio.Task[None]]) -> None:
             task.cancel()
         _, running = await asyncio.wait(running, timeout=CANCEL_AGAIN_SECONDS)
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _with_the_collector(stopping: asyncio.Task[None]) -> None:
+    """Wait for gRPC to stop: it waits for every call, and a call may be held by a ring of objects,
+    as that of an error, its traceback and the frames in it, which nothing else would open now.
+    """
+    gc.unfreeze()
+    while not stopping.done():
+        gc.collect()
+        await asyncio.wait({stopping}, timeout=COLLECT_SECONDS)
+    await stopping
 
 
 def _spare_the_collector() -> None:
