@@ -240,10 +240,11 @@ class Server:
         await self.interceptors.quiet()
         stopping = asyncio.create_task(self._server.stop(self._settings.drain_seconds))
         await asyncio.wait({stopping}, timeout=STALLED_SECONDS)
+        stops = {stopping}
         if not self.interceptors.is_busy:
             # Who is left has been told that its stream has ended, and does not read it.
-            await self._server.stop(None)
-        await _with_the_collector(stopping)
+            stops.add(asyncio.create_task(self._server.stop(None)))
+        await _with_the_collector(stops)
         await self.interceptors.drained(AFTERMATH_SECONDS)
         await end(self._tasks)
         self.hasher.close()
@@ -309,15 +310,16 @@ async def end(tasks: Sequence[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _with_the_collector(stopping: asyncio.Task[None]) -> None:
+async def _with_the_collector(stops: set[asyncio.Task[None]]) -> None:
     """Wait for gRPC to stop: it waits for every call, and a call may be held by a ring of objects,
     as that of an error, its traceback and the frames in it, which nothing else would open now.
     """
     gc.unfreeze()
-    while not stopping.done():
+    waiting = stops
+    while waiting:
         gc.collect()
-        await asyncio.wait({stopping}, timeout=COLLECT_SECONDS)
-    await stopping
+        _, waiting = await asyncio.wait(waiting, timeout=COLLECT_SECONDS)
+    await asyncio.gather(*stops)
 
 
 def _spare_the_collector() -> None:
