@@ -3,13 +3,14 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,9 @@ class Service:
                 await asyncio.sleep(0.02)
         return time.monotonic() - started
 
+    def workers(self) -> list[psutil.Process]:
+        return children(self.process.pid, "--worker")
+
     # Its PostgreSQL
 
     @property
@@ -195,6 +199,17 @@ async def health(channel: grpc.aio.Channel, name: str = "") -> str:
     except grpc.aio.AioRpcError as error:
         return error.code().name
     return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)  # type: ignore[no-any-return]
+
+
+def children(pid: int, naming: str) -> list[psutil.Process]:
+    """Those of its children whose command line matches this."""
+    found = []
+    for child in psutil.Process(pid).children():
+        # One that has just ended has none.
+        with suppress(psutil.NoSuchProcess):
+            if re.search(naming, " ".join(child.cmdline())):
+                found.append(child)
+    return found
 
 
 def kill(processes: list[psutil.Process]) -> None:

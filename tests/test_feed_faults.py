@@ -9,12 +9,11 @@ import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
-import psutil
 import pytest
 
 from service.embedded import EmbeddedPostgres
@@ -43,14 +42,6 @@ class Replicas:
     crew: Service
     other: Service
 
-    def workers(self) -> list[psutil.Process]:
-        found = []
-        for child in psutil.Process(self.crew.process.pid).children():
-            with suppress(psutil.NoSuchProcess):
-                if "--worker" in child.cmdline():
-                    found.append(child)
-        return found
-
     @asynccontextmanager
     async def clients(self) -> AsyncIterator[list[Client]]:
         """Some of them reach each worker, others the other replica."""
@@ -64,10 +55,10 @@ class Replicas:
     # Each breaks something, and returns when it is whole again.
 
     async def worker_dies(self) -> None:
-        before = self.workers()
+        before = self.crew.workers()
         before[0].kill()
         async with asyncio.timeout(20):
-            while len(workers := self.workers()) < len(before) or before[0] in workers:
+            while len(workers := self.crew.workers()) < len(before) or before[0] in workers:
                 await asyncio.sleep(0.05)
 
     async def replica_dies(self) -> None:

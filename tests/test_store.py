@@ -1,7 +1,6 @@
 """The door to the database: what comes through it when the database fails, and never a lie."""
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from contextlib import asynccontextmanager
@@ -26,7 +25,7 @@ from service.settings import load
 from service.store import Snapshot, Store
 
 from .make import USER, Client, Conversation, User, failure
-from .process import health, kill
+from .process import children, health, kill
 from .proxy import Fault, Proxy, proxy
 
 Answer = TypeVar("Answer")
@@ -442,9 +441,8 @@ class Victim:
 
     def write_nothing_behind(self) -> None:
         """Let nobody but a COMMIT bring to the disk what was done."""
-        for process in self.postmaster().children():
-            if re.search("walwriter|checkpointer|background writer", " ".join(process.cmdline())):
-                process.suspend()
+        for process in children(self.postmaster().pid, "walwriter|checkpointer|background writer"):
+            process.suspend()
 
     async def connection(self) -> asyncpg.Connection:
         """A connection, once there can be one."""

@@ -8,7 +8,7 @@ import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import pytest
@@ -25,10 +25,9 @@ CHANNELS = 24
 
 @pytest_asyncio.fixture(scope="module")
 async def crew(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator["Crew"]:
-    crew = Crew(tmp_path_factory.mktemp("crew"))
-    await crew.start()
-    yield crew
-    await crew.service.stop()
+    async with Crew(tmp_path_factory.mktemp("crew")) as crew:
+        await crew.start()
+        yield crew
 
 
 class Crew:
@@ -38,13 +37,15 @@ class Crew:
         self.admin = f"127.0.0.1:{free_port()}"
         self.service = Service(folder, workers=WORKERS, admin_address=self.admin)
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.service.stop()
+
     async def start(self) -> None:
         self.service.launch()
         await self.service.said("Parley serves on", seconds=30)
-
-    def workers(self) -> list[psutil.Process]:
-        children = psutil.Process(self.service.process.pid).children()
-        return [child for child in children if "--worker" in child.cmdline()]
 
     def lines_of(self, method: str) -> list[dict[str, Any]]:
         return [call for call in self.service.events("call") if method in str(call["method"])]
@@ -130,15 +131,15 @@ async def test_a_worker_that_is_killed_is_replaced_and_nothing_acknowledged_is_l
     async with crew.clients() as clients:
         ada = await clients[0].user()
         talk = await clients[0].conversation(ada)
-        victim = crew.workers()[0]
+        victim = crew.service.workers()[0]
         sends = [asyncio.ensure_future(client.message(talk, ada)) for client in clients * 10]
         await asyncio.sleep(0.05)
         victim.kill()
         answers = await asyncio.gather(*sends, return_exceptions=True)
 
     await crew.until_ready()
-    assert len(crew.workers()) == WORKERS
-    assert victim not in crew.workers()
+    assert len(crew.service.workers()) == WORKERS
+    assert victim not in crew.service.workers()
     async with crew.clients() as clients:
         stored = await clients[0].all_messages(talk)
     acknowledged = {each.id for each in answers if not isinstance(each, BaseException)}
@@ -164,7 +165,7 @@ async def test_a_frozen_database_is_told_by_readyz(crew: Crew) -> None:
 async def test_workers_end_with_a_supervisor_that_is_killed_and_the_next_one_starts(
     crew: Crew,
 ) -> None:
-    workers = crew.workers()
+    workers = crew.service.workers()
 
     crew.service.kill()
 
@@ -176,7 +177,7 @@ async def test_workers_end_with_a_supervisor_that_is_killed_and_the_next_one_sta
 
 
 async def test_a_stop_ends_the_workers_then_the_database(crew: Crew) -> None:
-    workers, postmaster = crew.workers(), crew.service.postmaster()
+    workers, postmaster = crew.service.workers(), crew.service.postmaster()
 
     crew.service.process.send_signal(signal.SIGTERM)
 
@@ -186,13 +187,13 @@ async def test_a_stop_ends_the_workers_then_the_database(crew: Crew) -> None:
 
 
 async def test_workers_that_never_work_end_it_with_one_line(tmp_path: Path) -> None:
-    crew = Crew(tmp_path)
-    await crew.start()
-    async with asyncio.timeout(30):
-        while crew.service.process.poll() is None:
-            for worker in crew.workers():
-                worker.kill()
-            await asyncio.sleep(0.05)
+    async with Crew(tmp_path) as crew:
+        await crew.start()
+        async with asyncio.timeout(30):
+            while crew.service.process.poll() is None:
+                for worker in crew.service.workers():
+                    worker.kill()
+                await asyncio.sleep(0.05)
 
     assert await crew.service.ended() == 2
     last = crew.service.log.splitlines()[-1]
@@ -200,14 +201,13 @@ async def test_workers_that_never_work_end_it_with_one_line(tmp_path: Path) -> N
 
 
 async def test_another_server_on_the_port_is_told_in_one_line(tmp_path: Path) -> None:
-    one, other = Crew(tmp_path / "one"), Crew(tmp_path / "other")
-    for crew in (one, other):
-        crew.service.folder.mkdir()
-    await one.start()
-    other.service.set(address=one.service.address)
-    other.service.launch()
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    async with Crew(tmp_path / "one") as one, Crew(tmp_path / "other") as other:
+        await one.start()
+        other.service.set(address=one.service.address)
+        other.service.launch()
 
-    assert await other.service.ended() == 2
-    assert other.service.log.startswith("parley: PARLEY_ADDRESS: cannot listen on")
-    assert await one.service.health() == SERVING
-    await one.service.stop()
+        assert await other.service.ended() == 2
+        assert other.service.log.startswith("parley: PARLEY_ADDRESS: cannot listen on")
+        assert await one.service.health() == SERVING
