@@ -372,10 +372,12 @@ class Storm:
         try:
             await read(scope, cursor, found)
         except grpc.aio.AioRpcError as error:
-            reason = failure_of(error).reason
-            if reason not in ENDS:
-                raise
-            return Resumption(scope, before, found, "" if reason == ACCESS_LOST else reason)
+            failed = failure_of(error)
+            # Who has lost its access, or never had any, is due nothing more.
+            if failed.reason != ACCESS_LOST and failed.code != "NOT_FOUND":
+                if failed.reason not in ENDS:
+                    raise
+                return Resumption(scope, before, found, failed.reason)
         return Resumption(scope, before, found)
 
     async def _catch_up(self, scope: Scope, cursor: str, found: list[Event]) -> None:

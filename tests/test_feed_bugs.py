@@ -109,11 +109,13 @@ async def storm(seed: int, folder: Path, postgres: EmbeddedPostgres) -> Storm:
 
 async def found(seed: int, folder: Path, postgres: EmbeddedPostgres) -> list[str]:
     """What is wrong in one run, which leaves nothing behind."""
-    raging = await storm(seed, folder, postgres)
+    try:
+        raging = await storm(seed, folder, postgres)
+    finally:
+        connection = await asyncpg.connect(postgres.url.replace("postgresql+asyncpg", "postgresql"))
+        await connection.execute(f"TRUNCATE {TABLES}")
+        await connection.close()
     print(raging.report())
-    connection = await asyncpg.connect(postgres.url.replace("postgresql+asyncpg", "postgresql"))
-    await connection.execute(f"TRUNCATE {TABLES}")
-    await connection.close()
     return raging.violations()
 
 
