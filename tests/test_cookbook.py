@@ -58,6 +58,7 @@ def test_what_is_never_the_same_twice_is_written_in_one_way() -> None:
     assert masks('"etag": "1-56040c03"') == '"etag": "…"'
     assert masks('"slug": "conversation-7d5ce39103d2"') == '"slug": "…"'
     assert masks('"slug": "release-1-0"') == '"slug": "release-1-0"'
+    assert masks("  Message: Deadline Exceeded") == "  Message: context deadline exceeded"
 
 
 @pytest.mark.slow
