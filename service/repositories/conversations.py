@@ -5,7 +5,6 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
-    Text,
     and_,
     delete,
     exists,
@@ -17,7 +16,7 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql import ColumnElement
@@ -48,6 +47,45 @@ FROM unnest($1::uuid[], $2::text[], $3::uuid[])
 {looked_up("participants", "p", "p.conversation_id = c.id AND p.user_id = k.actor_id")}
 LEFT JOIN users a ON a.id = k.actor_id
 WHERE c.id IS NOT NULL AND (k.actor_id IS NULL OR {SEES} AND {MAY_ACT})
+"""
+
+# As version 1. In the order of their names: two that are made elsewhere at the same time, the other
+# way round, would wait for each other.
+CREATE = """
+WITH k AS MATERIALIZED (
+  SELECT uuidv7() AS id, statement_timestamp() AS now, k.*
+  FROM unnest($1::text[], $2::text[], $3::uuid[], $4::bool[], $5::bool[], $6::text[], $7::text[],
+              $8::uuid[], $9::uuid[], $10::uuid[]) WITH ORDINALITY
+    AS k(title, slug, creator_id, is_active, members_may_invite, metadata, external_id,
+         direct_first_user_id, direct_second_user_id, actor_id, position)
+),
+made AS (
+  INSERT INTO conversations (id, title, slug, creator_id, is_active, members_may_invite, metadata,
+                             external_id, is_direct, direct_first_user_id, direct_second_user_id,
+                             version, created_at, updated_at)
+  SELECT id, title, slug, creator_id, is_active, members_may_invite, metadata::jsonb, external_id,
+         direct_first_user_id IS NOT NULL, direct_first_user_id, direct_second_user_id, 1, now, now
+  FROM k ORDER BY external_id, slug, position
+  ON CONFLICT DO NOTHING
+  RETURNING id
+),
+told AS (
+  INSERT INTO events (conversation_id, version, era, type, actor_id)
+  SELECT k.id, 1, (SELECT max(era) FROM eras), 'CONVERSATION_CREATED', k.actor_id
+  FROM k WHERE k.id IN (SELECT id FROM made)
+)
+SELECT k.position, k.id FROM k WHERE k.id IN (SELECT id FROM made)
+"""
+
+# Who has the slug or the id of each. NULL = NULL is not true: what was not given is not taken.
+TAKEN = """
+SELECT k.position, c.id, c.slug
+FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k(slug, external_id, position)
+CROSS JOIN LATERAL (
+  SELECT c.id, c.slug FROM conversations c
+  WHERE c.slug = k.slug OR c.external_id = k.external_id
+  ORDER BY c.slug = k.slug DESC LIMIT 1
+) AS c
 """
 
 RESOLVE = "SELECT slug, id FROM conversations WHERE slug = ANY($1::text[])"
@@ -107,22 +145,27 @@ class Conversations(Repository):
         """Some of the conversations that the user is in, invited to, or the creator of."""
         return [row["id"] for row in await self._connection.fetch(TIED, user_id, limit)]
 
-    async def create(self, *, actor_id: UUID | None, **columns: Any) -> Row:
-        """Insert one as version 1, or raise AlreadyExists naming whoever has its slug or id."""
-        now = func.statement_timestamp()
-        row = await self._connection.row(
-            insert(tables["conversations"])
-            .values(**columns, version=1, created_at=now, updated_at=now)
-            .on_conflict_do_nothing()
-            .returning(*tables["conversations"].columns)
+    async def create(self, wanted: Sequence[Row]) -> Sequence[UUID | AlreadyExists]:
+        """Insert each, or say who has its slug or external id: another one of these, perhaps."""
+        rows = await self._connection.fetch(
+            CREATE,
+            [each["title"] for each in wanted],
+            [each["slug"] for each in wanted],
+            [each["creator_id"] for each in wanted],
+            [each["is_active"] for each in wanted],
+            [each["members_may_invite"] for each in wanted],
+            [each["metadata"] for each in wanted],
+            [each["external_id"] for each in wanted],
+            [each.get("direct_first_user_id") for each in wanted],
+            [each.get("direct_second_user_id") for each in wanted],
+            [each["actor_id"] for each in wanted],
         )
-        if row is None:
-            raise await self._taken(columns["slug"], columns["external_id"])
-        created = Fact(type=EventType.CONVERSATION_CREATED, actor_id=actor_id)
-        await Events(self._connection).record(
-            conversation_id=row["id"], after_version=0, facts=[created]
-        )
-        return row
+        made = {row["position"] - 1: row["id"] for row in rows}
+        losers = [n for n in range(len(wanted)) if n not in made]
+        if losers:
+            taken = await self._taken([wanted[n] for n in losers])
+            made.update(zip(losers, taken, strict=True))
+        return [made[n] for n in range(len(wanted))]
 
     async def find_direct(self, pair: Pair) -> Row | None:
         """The direct conversation of the two."""
@@ -142,10 +185,7 @@ class Conversations(Repository):
             await self._change(conversation, EventType.CONVERSATION_UPDATED, changes, actor_id)
         except IntegrityError as error:
             # Nothing else that may change is unique.
-            slug = changes["slug"]
-            raise AlreadyExists(
-                "SLUG_TAKEN", "conversation", slug, field="conversation.slug"
-            ) from error
+            raise _slug_taken(changes["slug"]) from error
 
     async def delete(self, conversation: Row, *, actor_id: UUID | None) -> None:
         """Mark it as deleted; nothing beneath it is touched."""
@@ -190,22 +230,12 @@ class Conversations(Repository):
         )
         return Purged(**counts)
 
-    async def _taken(self, slug: str, external_id: str | None) -> AlreadyExists:
-        c = conversations.c
-        # NULL = NULL is not true: what was not given is not taken.
-        has_external_id = c.external_id == literal(external_id, Text)
-        holder = await self._connection.row(
-            select(c.id, c.slug).where(or_(c.slug == slug, has_external_id))
+    async def _taken(self, wanted: Sequence[Row]) -> Sequence[AlreadyExists]:
+        rows = await self._connection.fetch(
+            TAKEN, [each["slug"] for each in wanted], [each["external_id"] for each in wanted]
         )
-        if holder is None or holder["slug"] == slug:
-            return AlreadyExists("SLUG_TAKEN", "conversation", slug, field="conversation.slug")
-        return AlreadyExists(
-            "EXTERNAL_ID_TAKEN",
-            "conversation",
-            holder["id"],
-            field="conversation.external_id",
-            external_id=external_id,
-        )
+        holders = {row["position"] - 1: row for row in rows}
+        return [_taken(each, holders.get(n)) for n, each in enumerate(wanted)]
 
     async def list(
         self,
@@ -276,3 +306,20 @@ class Conversations(Repository):
         return await self._connection.rows(
             statement.order_by(*place).limit(limit), replan=metadata_contains != "{}"
         )
+
+
+def _taken(wanted: Row, holder: Row | None) -> AlreadyExists:
+    """What of the wanted the holder has. Whoever had it may be gone by now."""
+    if holder is None or holder["slug"] == wanted["slug"]:
+        return _slug_taken(wanted["slug"])
+    return AlreadyExists(
+        "EXTERNAL_ID_TAKEN",
+        "conversation",
+        holder["id"],
+        field="conversation.external_id",
+        external_id=wanted["external_id"],
+    )
+
+
+def _slug_taken(slug: str) -> AlreadyExists:
+    return AlreadyExists("SLUG_TAKEN", "conversation", slug, field="conversation.slug")

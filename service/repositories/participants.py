@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -6,9 +6,7 @@ from uuid import UUID
 from sqlalchemy import Select, select, tuple_
 from sqlalchemy.sql import ColumnElement
 
-from service.domain import EventType
 from service.repositories.base import Repository, Row, columns_of, looked_up, tables
-from service.repositories.events import Events, Fact
 from service.repositories.visibility import SEES
 from service.rules.participants import Change
 
@@ -43,44 +41,61 @@ SELECT count(*) FILTER (WHERE status IN ('INVITED', 'JOINED')) AS occupied,
 FROM participants WHERE conversation_id = $1
 """
 
-# A change of role alone keeps what tells of the status. The row that is offered must pass the
-# table's checks even where it is not the one that is stored.
-WRITE = """
-WITH now AS MATERIALIZED (SELECT clock_timestamp() AS at)
-INSERT INTO participants AS p
-  (conversation_id, user_id, status, role, invited_by_user_id, initial_message_id, hide_history,
-   joined_at, left_at, status_at, status_actor_id, status_reason, visible_from_sequence,
-   visible_to_sequence, created_at, updated_at)
-SELECT $1, k.user_id, k.status, k.role, k.invited_by_user_id, k.initial_message_id, k.hide_history,
-       CASE WHEN k.status = 'JOINED' THEN now.at END,
-       CASE WHEN k.status IN ('LEFT', 'REMOVED') THEN now.at END,
-       now.at, k.actor_id, k.reason, k.visible_from_sequence, k.visible_to_sequence, now.at, now.at
-FROM now, unnest($2::uuid[], $3::text[], $4::text[], $5::uuid[], $6::uuid[], $7::bool[], $8::uuid[],
-                 $9::text[], $10::bigint[], $11::bigint[])
-  AS k(user_id, status, role, invited_by_user_id, initial_message_id, hide_history, actor_id,
-       reason, visible_from_sequence, visible_to_sequence)
-ON CONFLICT (conversation_id, user_id) DO UPDATE SET
-  status = excluded.status, role = excluded.role,
-  invited_by_user_id = excluded.invited_by_user_id,
-  initial_message_id = excluded.initial_message_id, hide_history = excluded.hide_history,
-  joined_at = CASE WHEN p.status = excluded.status THEN p.joined_at
-                   ELSE COALESCE(excluded.joined_at, p.joined_at) END,
-  left_at = CASE WHEN p.status = excluded.status THEN p.left_at
-                 ELSE COALESCE(excluded.left_at, p.left_at) END,
-  status_at = CASE WHEN p.status = excluded.status THEN p.status_at ELSE excluded.status_at END,
-  status_actor_id = CASE WHEN p.status = excluded.status THEN p.status_actor_id
-                         ELSE excluded.status_actor_id END,
-  status_reason = CASE WHEN p.status = excluded.status THEN p.status_reason
-                       ELSE excluded.status_reason END,
-  visible_from_sequence = excluded.visible_from_sequence,
-  visible_to_sequence = excluded.visible_to_sequence,
-  revision = p.revision + 1,
-  updated_at = excluded.updated_at
-"""
-
-COUNT = """
-UPDATE conversations SET version = version + $2, participant_count = participant_count + $3
-WHERE id = $1
+# Rows, counters and events, of any number of conversations whose locks are held. A change of role
+# alone keeps what tells of the status. The row that is offered must pass the table's checks even
+# where it is not the one that is stored.
+WRITE = f"""
+WITH now AS MATERIALIZED (SELECT clock_timestamp() AS at),
+k AS MATERIALIZED (
+  SELECT k.*, now.at
+  FROM now, unnest($1::uuid[], $2::int[], $3::int[], $4::uuid[], $5::text[], $6::text[], $7::text[],
+                   $8::text[], $9::uuid[], $10::uuid[], $11::bool[], $12::uuid[], $13::text[],
+                   $14::bigint[], $15::bigint[])
+    AS k(conversation_id, number, joining, user_id, previous_status, status, previous_role, role,
+         invited_by_user_id, initial_message_id, hide_history, actor_id, reason,
+         visible_from_sequence, visible_to_sequence)
+),
+stored AS (
+  INSERT INTO participants AS p
+    (conversation_id, user_id, status, role, invited_by_user_id, initial_message_id, hide_history,
+     joined_at, left_at, status_at, status_actor_id, status_reason, visible_from_sequence,
+     visible_to_sequence, created_at, updated_at)
+  SELECT conversation_id, user_id, status, role, invited_by_user_id, initial_message_id,
+         hide_history, CASE WHEN status = 'JOINED' THEN at END,
+         CASE WHEN status IN ('LEFT', 'REMOVED') THEN at END, at, actor_id, reason,
+         visible_from_sequence, visible_to_sequence, at, at
+  FROM k
+  ON CONFLICT (conversation_id, user_id) DO UPDATE SET
+    status = excluded.status, role = excluded.role,
+    invited_by_user_id = excluded.invited_by_user_id,
+    initial_message_id = excluded.initial_message_id, hide_history = excluded.hide_history,
+    joined_at = CASE WHEN p.status = excluded.status THEN p.joined_at
+                     ELSE COALESCE(excluded.joined_at, p.joined_at) END,
+    left_at = CASE WHEN p.status = excluded.status THEN p.left_at
+                   ELSE COALESCE(excluded.left_at, p.left_at) END,
+    status_at = CASE WHEN p.status = excluded.status THEN p.status_at ELSE excluded.status_at END,
+    status_actor_id = CASE WHEN p.status = excluded.status THEN p.status_actor_id
+                           ELSE excluded.status_actor_id END,
+    status_reason = CASE WHEN p.status = excluded.status THEN p.status_reason
+                         ELSE excluded.status_reason END,
+    visible_from_sequence = excluded.visible_from_sequence,
+    visible_to_sequence = excluded.visible_to_sequence,
+    revision = p.revision + 1,
+    updated_at = excluded.updated_at
+),
+counted AS (
+  UPDATE conversations c
+  SET (version, participant_count) =
+    (SELECT c.version + count(*), c.participant_count + sum(k.joining)
+     FROM k WHERE k.conversation_id = c.id)
+  WHERE c.id = ANY($1::uuid[])
+)
+INSERT INTO events (conversation_id, version, era, type, actor_id, user_id, previous_status, status,
+                    previous_role, role, reason)
+SELECT k.conversation_id, c.version + k.number, (SELECT max(era) FROM eras), 'PARTICIPANT_CHANGED',
+       k.actor_id, k.user_id, k.previous_status, k.status, k.previous_role, k.role, k.reason
+FROM k
+{looked_up("conversations", "c", "c.id = k.conversation_id")}
 """
 
 
@@ -107,32 +122,32 @@ class Participants(Repository):
         (row,) = await self._connection.fetch(CROWD, conversation_id)
         return Crowd(**row)
 
-    async def change(
-        self, conversation_id: UUID, *, after_version: int, changes: Sequence[Change]
-    ) -> None:
-        """Store the changes, their events and what they do to the conversation's counters."""
-        if not changes:
+    async def change(self, changes: Mapping[UUID, Sequence[Change]]) -> None:
+        """Store each conversation's changes, their events and what they do to its counters."""
+        rows = [
+            (id, number, change)
+            for id, several in changes.items()
+            for number, change in enumerate(several, start=1)
+        ]
+        if not rows:
             return
         await self._connection.fetch(
             WRITE,
-            conversation_id,
-            [change.user_id for change in changes],
-            [change.status for change in changes],
-            [change.role for change in changes],
-            [change.invited_by_user_id for change in changes],
-            [change.initial_message_id for change in changes],
-            [change.hide_history for change in changes],
-            [change.actor_id for change in changes],
-            [change.reason for change in changes],
-            [change.visible_from_sequence for change in changes],
-            [change.visible_to_sequence for change in changes],
-        )
-        joined = sum(change.joins - change.leaves for change in changes)
-        await self._connection.fetch(COUNT, conversation_id, len(changes), joined)
-        await Events(self._connection).record(
-            conversation_id=conversation_id,
-            after_version=after_version,
-            facts=[_fact(change) for change in changes],
+            [id for id, _, _ in rows],
+            [number for _, number, _ in rows],
+            [change.joins - change.leaves for _, _, change in rows],
+            [change.user_id for _, _, change in rows],
+            [change.previous_status for _, _, change in rows],
+            [change.status for _, _, change in rows],
+            [change.previous_role for _, _, change in rows],
+            [change.role for _, _, change in rows],
+            [change.invited_by_user_id for _, _, change in rows],
+            [change.initial_message_id for _, _, change in rows],
+            [change.hide_history for _, _, change in rows],
+            [change.actor_id for _, _, change in rows],
+            [change.reason for _, _, change in rows],
+            [change.visible_from_sequence for _, _, change in rows],
+            [change.visible_to_sequence for _, _, change in rows],
         )
 
     async def owns_any(self, user_id: UUID) -> bool:
@@ -188,16 +203,3 @@ class Participants(Repository):
 
 def _select() -> Select[Any]:
     return select(participants, users.c.username).join(users, users.c.id == participants.c.user_id)
-
-
-def _fact(change: Change) -> Fact:
-    return Fact(
-        type=EventType.PARTICIPANT_CHANGED,
-        actor_id=change.actor_id,
-        user_id=change.user_id,
-        previous_status=change.previous_status,
-        status=change.status,
-        previous_role=change.previous_role,
-        role=change.role,
-        reason=change.reason,
-    )

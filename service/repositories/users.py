@@ -3,8 +3,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Text, and_, func, literal, or_, select, text, tuple_, update
-from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy import Text, and_, func, literal, select, text, tuple_, update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.sql import ColumnElement
 
@@ -14,14 +14,60 @@ from service.repositories.base import Repository, Row, columns_of, tables
 
 users = tables["users"]
 
-FIND = f"""
-SELECT k.position, {columns_of("users", "u")}
+USER = columns_of("users", "u")
+
+
+def _finding(lock: str = "") -> str:
+    return f"""
+SELECT k.position, {USER}
 FROM unnest($1::uuid[], $2::text[]) WITH ORDINALITY AS k(id, username, position)
 CROSS JOIN LATERAL (
-  SELECT {columns_of("users", "u")} FROM users u
-  WHERE u.id = COALESCE(k.id, (SELECT n.id FROM users n WHERE n.username = k.username)) OFFSET 0
+  SELECT {USER} FROM users u
+  WHERE u.id = COALESCE(k.id, (SELECT n.id FROM users n WHERE n.username = k.username))
+  OFFSET 0 {lock}
 ) AS u
 WHERE u.purged_at IS NULL OR $3
+"""
+
+
+FIND = _finding()
+# The row lock is a foreign key's own: whoever is live now is not purged before we commit.
+HOLD = _finding("FOR KEY SHARE")
+
+# In the order of their names: two that are made elsewhere at the same time, the other way round,
+# would wait for each other.
+CREATE = """
+WITH k AS MATERIALIZED (
+  SELECT uuidv7() AS id, statement_timestamp() AS now, k.*
+  FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bool[], $6::bool[], $7::text[],
+              $8::text[]) WITH ORDINALITY
+    AS k(username, email, full_name, kind, is_active, is_verified, metadata, external_id, position)
+),
+made AS (
+  INSERT INTO users (id, username, email, full_name, kind, is_active, is_verified, metadata,
+                     external_id, created_at, updated_at)
+  SELECT id, username, email, full_name, kind, is_active, is_verified, metadata::jsonb,
+         external_id, now, now
+  FROM k ORDER BY username, position
+  ON CONFLICT DO NOTHING
+  RETURNING id
+)
+SELECT k.position, k.id FROM k WHERE k.id IN (SELECT id FROM made)
+"""
+
+# Of each, the first of its names that somebody else has, and who that is. NULL = NULL is not true:
+# what is not wanted is not taken.
+TAKEN = """
+SELECT k.position, u.id, u.username, u.external_id
+FROM unnest($1::text[], $2::text[], $3::text[], $4::uuid[]) WITH ORDINALITY
+  AS k(username, email, external_id, but, position)
+CROSS JOIN LATERAL (
+  SELECT u.id, u.username, u.external_id FROM users u
+  WHERE (u.username = k.username OR u.external_id = k.external_id
+         OR lower(u.email COLLATE "pg_c_utf8") = lower(k.email COLLATE "pg_c_utf8"))
+    AND u.id IS DISTINCT FROM k.but
+  ORDER BY u.username = k.username DESC NULLS LAST LIMIT 1
+) AS u
 """
 
 # What a user is when nobody can tell any more who it was.
@@ -41,9 +87,19 @@ class Users(Repository):
         self, references: Sequence[UUID | str], *, even_purged: bool = False
     ) -> list[Row | None]:
         """The user behind each id or username, in the same order; None where there is none."""
+        return list(await self._find(FIND, references, even_purged=even_purged))
+
+    async def hold(self, references: Sequence[UUID | str]) -> dict[UUID | str, Row]:
+        """Whoever there is of these, by what it is called here; live ones stay until we commit."""
+        rows = await self._find(HOLD, references)
+        return {name: row for name, row in zip(references, rows, strict=True) if row is not None}
+
+    async def _find(
+        self, statement: str, references: Sequence[UUID | str], *, even_purged: bool = False
+    ) -> Sequence[Row | None]:
         found: list[Row | None] = [None] * len(references)
         rows = await self._connection.fetch(
-            FIND,
+            statement,
             [reference if isinstance(reference, UUID) else None for reference in references],
             [reference if isinstance(reference, str) else None for reference in references],
             even_purged,
@@ -99,25 +155,32 @@ class Users(Repository):
             select(users).where(*where).order_by(c.created_at.desc(), c.id.desc()).limit(limit)
         )
 
-    async def create(self, **columns: Any) -> Row:
-        """Insert one, or raise AlreadyExists naming whoever has one of its unique names."""
-        now = func.statement_timestamp()
-        row = await self._connection.row(
-            insert(users)
-            .values(**columns, created_at=now, updated_at=now)
-            .on_conflict_do_nothing()
-            .returning(*users.columns)
+    async def create(self, wanted: Sequence[Row]) -> Sequence[UUID | AlreadyExists]:
+        """Insert each, or say who has one of its unique names: another one of these, perhaps."""
+        rows = await self._connection.fetch(
+            CREATE,
+            [each["username"] for each in wanted],
+            [each["email"] for each in wanted],
+            [each["full_name"] for each in wanted],
+            [each["kind"] for each in wanted],
+            [each["is_active"] for each in wanted],
+            [each["is_verified"] for each in wanted],
+            [each["metadata"] for each in wanted],
+            [each["external_id"] for each in wanted],
         )
-        if row is None:
-            taken = await self._taken(columns)
-            username = columns["username"]
-            # Whoever had it may be gone by now.
-            raise taken or AlreadyExists("USERNAME_TAKEN", "user", username, field="user.username")
-        return row
+        made = {row["position"] - 1: row["id"] for row in rows}
+        losers = [n for n in range(len(wanted)) if n not in made]
+        if losers:
+            taken = await self._taken([wanted[n] for n in losers])
+            for n, error in zip(losers, taken, strict=True):
+                # Whoever had it may be gone by now.
+                made[n] = error or _username_taken(wanted[n]["username"])
+        return [made[n] for n in range(len(wanted))]
 
     async def update(self, user: Row, changes: Mapping[str, Any]) -> None:
         """Store new values, or raise AlreadyExists naming whoever has one of the unique ones."""
-        if taken := await self._taken(changes, but=user["id"]):
+        (taken,) = await self._taken([changes], but=user["id"])
+        if taken:
             raise taken
         try:
             await self._change(user, {**changes, "updated_at": func.clock_timestamp()})
@@ -151,38 +214,38 @@ class Users(Repository):
         )
 
     async def _taken(
-        self, wanted: Mapping[str, Any], *, but: UUID | None = None
-    ) -> AlreadyExists | None:
-        """The first of the unique names wanted that somebody else has, and who that is."""
-        username, email = wanted.get("username"), wanted.get("email")
-        external_id = wanted.get("external_id")
-        # NULL = NULL is not true: what is not wanted is not taken.
-        holder = await self._connection.row(
-            select(users.c.id, users.c.username, users.c.external_id)
-            .where(
-                or_(
-                    users.c.username == literal(username, Text),
-                    users.c.external_id == literal(external_id, Text),
-                    _has_email(email),
-                ),
-                users.c.id.is_distinct_from(but),
-            )
-            .order_by((users.c.username == literal(username, Text)).desc().nulls_last())
-            .limit(1)
+        self, wanted: Sequence[Row], *, but: UUID | None = None
+    ) -> Sequence[AlreadyExists | None]:
+        """For each, the first of the unique names wanted that somebody else has."""
+        rows = await self._connection.fetch(
+            TAKEN,
+            [each.get("username") for each in wanted],
+            [each.get("email") for each in wanted],
+            [each.get("external_id") for each in wanted],
+            [but] * len(wanted),
         )
-        if holder is None:
-            return None
-        if username is not None and holder["username"] == username:
-            return AlreadyExists("USERNAME_TAKEN", "user", username, field="user.username")
-        if external_id is not None and holder["external_id"] == external_id:
-            return AlreadyExists(
-                "EXTERNAL_ID_TAKEN",
-                "user",
-                holder["id"],
-                field="user.external_id",
-                external_id=external_id,
-            )
-        return AlreadyExists("EMAIL_TAKEN", "user", holder["id"], field="user.email")
+        holders = {row["position"] - 1: row for row in rows}
+        return [_taken(each, holders[n]) if n in holders else None for n, each in enumerate(wanted)]
+
+
+def _taken(wanted: Row, holder: Row) -> AlreadyExists:
+    """What of the wanted the holder has."""
+    username, external_id = wanted.get("username"), wanted.get("external_id")
+    if username is not None and holder["username"] == username:
+        return _username_taken(username)
+    if external_id is not None and holder["external_id"] == external_id:
+        return AlreadyExists(
+            "EXTERNAL_ID_TAKEN",
+            "user",
+            holder["id"],
+            field="user.external_id",
+            external_id=external_id,
+        )
+    return AlreadyExists("EMAIL_TAKEN", "user", holder["id"], field="user.email")
+
+
+def _username_taken(username: str) -> AlreadyExists:
+    return AlreadyExists("USERNAME_TAKEN", "user", username, field="user.username")
 
 
 def _has_email(email: str | None) -> ColumnElement[bool]:

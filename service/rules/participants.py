@@ -89,6 +89,19 @@ class Change:
         return self.previous_status is JOINED and self.status is not JOINED
 
 
+def newcomer(user: Row) -> Person:
+    """A user as somebody who was never in the conversation."""
+    return {
+        "user_id": user["id"],
+        "username": user["username"],
+        "usable": user["is_active"] and user["deleted_at"] is None,
+        "status": None,
+        "role": None,
+        "visible_from_sequence": None,
+        "visible_to_sequence": None,
+    }
+
+
 def move(
     call: Move, person: Person, *, last_sequence: int, actor_id: UUID | None, reason: str = ""
 ) -> Change | None:

@@ -1,4 +1,4 @@
-"""What may become of a user, and what becomes of its conversations when it is erased."""
+"""How a user begins and what may become of it, and of its conversations when it is erased."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from service.domain import ParticipantRole as Role
 from service.domain import ParticipantStatus as Status
 from service.errors import FailedPrecondition, NotFound, PermissionDenied
 from service.rules.participants import Change, Move, appoint, move
+from service.rules.requests import RequestId
 from service.rules.rights import Person
 from service.rules.updates import news
 
@@ -19,6 +20,15 @@ OWN = frozenset({"email", "full_name", "metadata"})
 
 # Who inherits a conversation.
 RANKS = (Role.OWNER, Role.MODERATOR, Role.MEMBER, Role.OBSERVER)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewUser:
+    """Everything that a CreateUser asks for."""
+
+    columns: dict[str, Any]
+    request: RequestId | None
+    dry_run: bool
 
 
 def require_self(user: Row | None, *, actor_id: UUID | None, name: object) -> Row:

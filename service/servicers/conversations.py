@@ -2,7 +2,7 @@ import re
 import secrets
 import unicodedata
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -20,15 +20,16 @@ from service.errors import (
 from service.fields import Fields
 from service.identity import Call, checks_actor
 from service.lookups import Lookups
+from service.making import Maker
+from service.opening import open_all, show_all, weight_of
 from service.paging import PageTokens
 from service.repositories.base import Row
 from service.repositories.conversations import Purged
 from service.repositories.inbox import Place
 from service.rules import conversations, deletion
-from service.rules.conversations import Pair
+from service.rules.conversations import Entrant, NewConversation, Pair
 from service.rules.etags import current_etag, require_etag
-from service.rules.messages import Accepted, Append, Draft
-from service.rules.participants import MAX_PARTICIPANTS, Change, Move, enter, require_room
+from service.rules.participants import MAX_PARTICIPANTS, Move, enter
 from service.rules.requests import RequestId
 from service.rules.rights import (
     Right,
@@ -40,32 +41,14 @@ from service.rules.rights import (
 )
 from service.store import Store, Transaction
 
-# Everybody whom a request names, by whatever it names them.
-Users = dict[UUID | str, Row]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entrant:
-    """Somebody who joins or is invited while a conversation is made; `field` is what names it."""
-
-    field: str
-    named: str
-    reference: UUID | str | None
-    move: Move
-    role: ParticipantRole
-    reason: str = ""
-    hide_history: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewConversation:
-    """Everything that a CreateConversation asks for."""
-
-    columns: dict[str, Any]
-    # The creator first.
-    entrants: list[Entrant]
-    # The message, and its sender as named.
-    message: tuple[Draft, UUID | str | None] | None
+# What nobody says of a direct conversation.
+PLAIN: dict[str, Any] = {
+    "title": "",
+    "is_active": True,
+    "members_may_invite": True,
+    "metadata": "{}",
+    "external_id": None,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,30 +80,15 @@ class ConversationServicer(conversation_pb2_grpc.ConversationServiceServicer):
         self._store = store
         self._lookups = lookups
         self._page_tokens = page_tokens
+        self._maker = Maker(store, open_all, show_all, name="create conversations", weigh=weight_of)
 
     async def CreateConversation(
         self, request: pb.CreateConversationRequest, call: Call
     ) -> pb.CreateConversationResponse:
         with Fields() as fields:
             new = _new_conversation(fields, request, call)
-            request_id = fields.request_id(call, request)
-            lock = request_id.lock if request_id else None
-        users = await self._find_users(new)
 
-        async with self._store.transaction(lock=lock) as transaction:
-            transaction.dry_run = request.validate_only
-            if done := await transaction.requests.find(request_id):
-                conversation_id = done["subject_id"]
-                call.mark_replayed()
-            else:
-                conversation_id = await _make(transaction, new, users, call)
-                await transaction.requests.record(request_id, subject_id=conversation_id)
-            (view,) = await transaction.conversations.views([(conversation_id, call.actor_id)])
-            # An actor's first message is its own, and stays whole for it wherever it is now.
-            first = (conversation_id, None, 1)
-            (message,) = await transaction.messages.find([first]) if new.message else [None]
-        if view is None:
-            raise NotFound("conversation", conversation_id)
+        view, message = await self._maker.make(new, call)
 
         response = pb.CreateConversationResponse(conversation=wire.conversation(view))
         if message:
@@ -388,19 +356,6 @@ class ConversationServicer(conversation_pb2_grpc.ConversationServiceServicer):
         id: UUID = row["id"]
         return id
 
-    async def _find_users(self, new: NewConversation) -> Users:
-        """Everybody whom the request names, by whatever it names them."""
-        named = {entrant.reference for entrant in new.entrants}
-        if new.message:
-            named.add(new.message[1])
-        references = [reference for reference in named if reference is not None]
-        rows = await self._lookups.users(references)
-        return {
-            reference: row
-            for reference, row in zip(references, rows, strict=True)
-            if row is not None
-        }
-
 
 # Parse
 
@@ -429,6 +384,9 @@ def _new_conversation(
         message=wire.draft(fields, request.initial_message, actor=call.actor, at="initial_message.")
         if request.HasField("initial_message")
         else None,
+        actor=call.actor,
+        request=fields.request_id(call, request),
+        dry_run=request.validate_only,
     )
 
 
@@ -514,82 +472,6 @@ def slug_from(title: str) -> str:
 # Transact
 
 
-async def _make(transaction: Transaction, new: NewConversation, users: Users, call: Call) -> UUID:
-    """The conversation, who joins it, its first message, who is invited to it; in that order."""
-    entrants = _identify(new, users, call)
-    creator_id = entrants[0][1]
-    conversation = await transaction.conversations.create(
-        actor_id=call.actor_id, creator_id=creator_id, **new.columns
-    )
-    id: UUID = conversation["id"]
-    people = await transaction.participants.people(id, [user_id for _, user_id in entrants])
-    for entrant, user_id in entrants:
-        require_usable(people[user_id], field=entrant.field)
-
-    def changes(move: Move, message_id: UUID | None = None) -> list[Change]:
-        made = (
-            enter(
-                move,
-                people[user_id],
-                last_sequence=1 if message_id else 0,
-                role=entrant.role,
-                invited_by=creator_id if user_id != creator_id else None,
-                actor_id=call.actor_id,
-                initial_message_id=message_id,
-                reason=entrant.reason,
-                hide_history=entrant.hide_history,
-            )
-            for entrant, user_id in entrants
-            if entrant.move is move
-        )
-        return [change for change in made if change]
-
-    joining = changes(Move.ADD)
-    await transaction.participants.change(id, after_version=1, changes=joining)
-    message_id = await _append_first(transaction, id, new, users, call)
-    inviting = changes(Move.INVITE, message_id)
-    require_room(0, joining + inviting)
-    await transaction.participants.change(
-        id, after_version=1 + len(joining) + (message_id is not None), changes=inviting
-    )
-    return id
-
-
-def _identify(new: NewConversation, users: Users, call: Call) -> list[tuple[Entrant, UUID]]:
-    """Each entrant's user, the creator first and once; nobody else may be named twice."""
-    creator, *_ = new.entrants
-    identified: dict[UUID, Entrant] = {}
-    with Fields() as fields:
-        for entrant in new.entrants:
-            user = users.get(entrant.reference) if entrant.reference else None
-            if user is None:
-                raise user_not_found(entrant.field, entrant.named)
-            if entrant is creator and call.actor and user["id"] != call.actor.id:
-                rule = f"{entrant.field} may name nobody but the actor itself"
-                raise PermissionDenied("PERMISSION_DENIED", rule=rule)
-            other = identified.setdefault(user["id"], entrant)
-            if other not in (entrant, creator):
-                fields.reject("DUPLICATE", entrant.field, other=other.field)
-    return [(entrant, user_id) for user_id, entrant in identified.items()]
-
-
-async def _append_first(
-    transaction: Transaction, id: UUID, new: NewConversation, users: Users, call: Call
-) -> UUID | None:
-    """The id of the initial message, if there is one, appended like any other."""
-    if new.message is None:
-        return None
-    draft, sender = new.message
-    if isinstance(sender, str) and sender in users:
-        draft = replace(draft, sender_id=users[sender]["id"])
-    item = Append(conversation=str(id), conversation_id=id, actor=call.actor, drafts=(draft,))
-    (outcome,), _ = await transaction.messages.append([item])
-    if isinstance(outcome, ParleyError):
-        raise outcome
-    assert isinstance(outcome, Accepted)
-    return outcome.messages[0].id
-
-
 async def _meet(transaction: Transaction, named: list[NamedUser], call: Call) -> tuple[UUID, bool]:
     """The one conversation of two users, with both in it; and whether it was made just now."""
     user_ids = await _both(transaction, named, call)
@@ -602,15 +484,7 @@ async def _meet(transaction: Transaction, named: list[NamedUser], call: Call) ->
         conversation = await transaction.conversations.find_direct(pair)
     created = conversation is None
     if conversation is None:
-        conversation = await transaction.conversations.create(
-            actor_id=call.actor_id,
-            slug=slug_from(""),
-            creator_id=user_ids[0],
-            external_id=None,
-            is_direct=True,
-            direct_first_user_id=pair.first,
-            direct_second_user_id=pair.second,
-        )
+        conversation = await _make_direct(transaction, pair, user_ids[0], call)
     require_live(conversation)
     people = await transaction.participants.people(conversation["id"], user_ids)
     for (field, _, _), user_id in zip(named, user_ids, strict=True):
@@ -629,10 +503,25 @@ async def _meet(transaction: Transaction, named: list[NamedUser], call: Call) ->
     changes = [change for change in entering if change]
     if changes:
         require_writable(conversation)
-    await transaction.participants.change(
-        conversation["id"], after_version=conversation["version"], changes=changes
-    )
+    await transaction.participants.change({conversation["id"]: changes})
     return _id(conversation), created
+
+
+async def _make_direct(transaction: Transaction, pair: Pair, creator_id: UUID, call: Call) -> Row:
+    columns = {
+        **PLAIN,
+        "slug": slug_from(""),
+        "creator_id": creator_id,
+        "actor_id": call.actor_id,
+        "direct_first_user_id": pair.first,
+        "direct_second_user_id": pair.second,
+    }
+    (made,) = await transaction.conversations.create([columns])
+    if isinstance(made, ParleyError):
+        raise made
+    conversation = await transaction.conversations.find(made)
+    assert conversation
+    return conversation
 
 
 async def _both(transaction: Transaction, named: list[NamedUser], call: Call) -> list[UUID]:

@@ -403,9 +403,7 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
             )
             changes = await decide(transaction, scene)
             scene.require_etag()
-            await transaction.participants.change(
-                conversation_id, after_version=conversation["version"], changes=changes
-            )
+            await transaction.participants.change({conversation_id: changes})
             if subject_id:
                 await transaction.requests.record(
                     asked.request, conversation_id=conversation_id, subject_id=subject_id

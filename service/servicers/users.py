@@ -1,5 +1,5 @@
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -13,6 +13,7 @@ from service.errors import Aborted, NotFound, ParleyError, Unavailable
 from service.fields import Fields
 from service.identity import Call
 from service.lookups import Lookups
+from service.making import Maker, found
 from service.paging import PageTokens
 from service.passwords import Hasher
 from service.repositories.base import Row
@@ -20,7 +21,7 @@ from service.repositories.conversations import Purged
 from service.rules import deletion, users
 from service.rules.etags import current_etag, require_etag
 from service.rules.requests import RequestId
-from service.rules.users import Parting
+from service.rules.users import NewUser, Parting
 from service.store import Store, Transaction
 from service.verifying import Verifier
 
@@ -63,30 +64,15 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
         self._page_tokens = page_tokens
         self._hasher = hasher
         self._verifier = verifier
+        self._maker = Maker(store, _make, _show, name="create users")
 
     async def CreateUser(self, request: pb.CreateUserRequest, call: Call) -> pb.CreateUserResponse:
         with Fields() as fields:
             if not request.HasField("user"):
                 fields.reject("REQUIRED", "user")
-            user = request.user
-            columns = {
-                **_values(fields, user, masks.updatable(user)),
-                "external_id": fields.external_id("user.external_id", user.external_id),
-            }
-            request_id = fields.request_id(call, request)
-            lock = request_id.lock if request_id else None
+            new = _new_user(fields, request, call)
 
-        async with self._store.transaction(lock=lock) as transaction:
-            transaction.dry_run = request.validate_only
-            row: Row | None
-            if done := await transaction.requests.find(request_id):
-                (row,) = await transaction.users.find([done["subject_id"]])
-                call.mark_replayed()
-            else:
-                row = await transaction.users.create(**columns)
-                await transaction.requests.record(request_id, subject_id=row["id"])
-        if row is None:
-            raise NotFound("user", request.user.username)
+        row = await self._maker.make(new, call)
 
         return pb.CreateUserResponse(user=_answer(row, call, dry_run=request.validate_only))
 
@@ -335,9 +321,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
             if parting.purges:
                 return parting, await transaction.conversations.purge(conversation)
             version = conversation["version"]
-            await transaction.participants.change(
-                conversation_id, after_version=version, changes=parting.changes
-            )
+            await transaction.participants.change({conversation_id: parting.changes})
             if parting.creator_id:
                 await transaction.conversations.update(
                     {**conversation, "version": version + len(parting.changes)},
@@ -374,6 +358,18 @@ def _asked(fields: Fields, request: Request, call: Call) -> Asked:
     )
 
 
+def _new_user(fields: Fields, request: pb.CreateUserRequest, call: Call) -> NewUser:
+    user = request.user
+    return NewUser(
+        columns={
+            **_values(fields, user, masks.updatable(user)),
+            "external_id": fields.external_id("user.external_id", user.external_id),
+        },
+        request=fields.request_id(call, request),
+        dry_run=request.validate_only,
+    )
+
+
 def _values(fields: Fields, user: pb.User, names: set[str]) -> dict[str, Any]:
     """Those of the values that clients may change which are asked for."""
     read: dict[str, Callable[[], Any]] = {
@@ -389,6 +385,18 @@ def _values(fields: Fields, user: pb.User, names: set[str]) -> dict[str, Any]:
 
 
 # Transact
+
+
+async def _make(transaction: Transaction, several: list[NewUser]) -> Sequence[UUID | ParleyError]:
+    return await transaction.users.create([new.columns for new in several])
+
+
+async def _show(transaction: Transaction, made: list[tuple[NewUser, UUID]]) -> Sequence[Row]:
+    rows = await transaction.users.find([id for _, id in made])
+    return [
+        found(row, "user", new.columns["username"])
+        for (new, _), row in zip(made, rows, strict=True)
+    ]
 
 
 async def _locked(
