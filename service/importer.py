@@ -32,12 +32,15 @@ from parley.v1 import (
     user_pb2,
     user_pb2_grpc,
 )
+from service.batcher import Batcher
 
 MAX_CHUNK_MESSAGES = 500
 # Below the 3 MiB of a batch, with room for everything that is not content.
 MAX_CHUNK_BYTES = 1 << 20
 MAX_NAMES = 500
-CONCURRENCY = 8
+# Conversations at a time, and calls: as many as the server takes into one transaction.
+CONCURRENCY = 32
+MAX_CALLS = 64
 CALL_SECONDS = 30.0
 ATTEMPTS = 8
 # Certain or likely to succeed if repeated; each call can be.
@@ -136,64 +139,76 @@ class Importer:
         self._conversations = conversation_pb2_grpc.ConversationServiceStub(channel)
         self._messages = message_pb2_grpc.MessageServiceStub(channel)
         self._report = report
-        # Usernames known to exist, or being made.
-        self._known: dict[str, asyncio.Task[None]] = {}
+        self._turns = asyncio.Semaphore(MAX_CALLS)
+        # Of users that exist, or are being made: the id, or the name where that is not known.
+        self._known: dict[str, asyncio.Task[str]] = {}
+        self._found: Batcher[str, str] = Batcher(self._find, max_items=MAX_NAMES)
 
     async def conversation(self, external_id: str, source: SourceConversation) -> None:
         """One conversation with all that belongs to it; only what is missing of it."""
-        await self._ensure_users(source)
-        id, stored = await self._ensure_conversation(external_id, source)
+        people = await self._ensure_users(source)
+        id, stored = await self._ensure_conversation(external_id, source.title, [*people.values()])
         if 0 < stored < len(source.messages):
             await self._require_prefix(id, stored, source)
         self._report.known_messages += min(stored, len(source.messages))
         for chunk in chunks(source.messages, stored):
-            await self._call(self._messages.BatchSendMessages, _batch(id, chunk, source.messages))
+            batch = _batch(id, chunk, source.messages, people)
+            await self._call(self._messages.BatchSendMessages, batch)
             self._report.messages += len(chunk)
 
-    async def _ensure_users(self, source: SourceConversation) -> None:
-        new = [each for each in source.participants if each.username not in self._known]
-        if new:
-            making = asyncio.create_task(self._make_users(new, _agents(source)))
-            self._known.update((participant.username, making) for participant in new)
-        await asyncio.gather(
-            *{self._known[participant.username] for participant in source.participants}
-        )
+    async def _ensure_users(self, source: SourceConversation) -> dict[str, str]:
+        """By what the server knows each participant."""
+        people = {person.username: person for person in source.participants}
+        if new := people.keys() - self._known.keys():
+            agents = _agents(source)
+            for name in new:
+                ensuring = self._ensure_user(people[name], is_agent=name in agents)
+                self._known[name] = asyncio.create_task(ensuring)
+        known = await asyncio.gather(*(self._known[name] for name in people))
+        return dict(zip(people, known, strict=True))
 
-    async def _make_users(self, people: list[SourceParticipant], agents: set[str]) -> None:
-        missing: set[str] = set()
-        for start in range(0, len(people), MAX_NAMES):
-            names = [person.username for person in people[start : start + MAX_NAMES]]
-            request = user_pb2.BatchGetUsersRequest(user_ids=names)
-            missing.update((await self._call(self._users.BatchGetUsers, request)).missing_user_ids)
-        for person in people:
-            if person.username in missing:
-                await self._make_user(person, is_agent=person.username in agents)
-                missing.discard(person.username)
+    async def _ensure_user(self, person: SourceParticipant, *, is_agent: bool) -> str:
+        found = await self._found.submit(person.username)
+        return found or await self._make_user(person, is_agent=is_agent)
 
-    async def _make_user(self, person: SourceParticipant, *, is_agent: bool) -> None:
+    async def _find(self, names: list[str]) -> list[str | Exception]:
+        """The id of each user, the name where that is not told; nothing for those there are not."""
+        request = user_pb2.BatchGetUsersRequest(user_ids=names)
+        try:
+            response = await self._call(self._users.BatchGetUsers, request)
+        except ImportFailedError as error:
+            # To ask for one at a time would not help.
+            return [error] * len(names)
+        ids = dict.fromkeys(response.missing_user_ids, "")
+        ids.update((user.username, user.id) for user in response.users)
+        return [ids.get(name, name) for name in names]
+
+    async def _make_user(self, person: SourceParticipant, *, is_agent: bool) -> str:
         user = user_pb2.User(
             username=person.username,
             full_name=person.full_name or "",
             kind=user_pb2.User.KIND_AGENT if is_agent else user_pb2.User.KIND_HUMAN,
         )
         try:
-            await self._call(self._users.CreateUser, user_pb2.CreateUserRequest(user=user))
-            self._report.users += 1
+            made = await self._call(self._users.CreateUser, user_pb2.CreateUserRequest(user=user))
         except _CallError as error:
             # Made by somebody else meanwhile, or by a call whose answer was lost.
             if error.reason != "USERNAME_TAKEN":
                 raise
+            return person.username
+        self._report.users += 1
+        return made.user.id
 
     async def _ensure_conversation(
-        self, external_id: str, source: SourceConversation
+        self, external_id: str, title: str, people: list[str]
     ) -> tuple[str, int]:
         """The conversation's id, and how many messages it has."""
-        creator, *others = dict.fromkeys(each.username for each in source.participants)
+        creator, *others = people
         request = conversation_pb2.CreateConversationRequest(
             conversation=conversation_pb2.Conversation(
-                title=source.title, external_id=external_id, creator_id=creator
+                title=title, external_id=external_id, creator_id=creator
             ),
-            participants=[participant_pb2.NewParticipant(user_id=name) for name in others],
+            participants=[participant_pb2.NewParticipant(user_id=other) for other in others],
         )
         try:
             made = await self._call(self._conversations.CreateConversation, request)
@@ -220,7 +235,8 @@ class Importer:
         """Call, and call again while that may help."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return await method(request, metadata=self._metadata, timeout=CALL_SECONDS)
+                async with self._turns:
+                    return await method(request, metadata=self._metadata, timeout=CALL_SECONDS)
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNAUTHENTICATED:
                     raise ImportFailedError(f"{error.details()} Is PARLEY_TOKEN right?") from None
@@ -267,7 +283,7 @@ def chunks(messages: list[SourceMessage], start: int) -> Iterator[range]:
 
 
 def _batch(
-    id: str, chunk: range, messages: list[SourceMessage]
+    id: str, chunk: range, messages: list[SourceMessage], people: dict[str, str]
 ) -> message_pb2.BatchSendMessagesRequest:
     request = message_pb2.BatchSendMessagesRequest(
         conversation_id=id,
@@ -277,7 +293,7 @@ def _batch(
     for place in chunk:
         source = messages[place]
         message = request.messages.add(
-            sender_id=source.sender,
+            sender_id=people[source.sender],
             role=message_pb2.Message.Role.Value(f"ROLE_{source.role.upper()}"),
             content=source.content,
         )
