@@ -40,6 +40,8 @@ MAX_CHUNK_BYTES = 1 << 20
 MAX_NAMES = 500
 # Conversations at a time, and calls: as many as the server takes into one transaction.
 CONCURRENCY = 32
+# Batches of one conversation on their way at a time.
+MAX_AHEAD = 4
 MAX_CALLS = 64
 CALL_SECONDS = 30.0
 ATTEMPTS = 8
@@ -151,10 +153,36 @@ class Importer:
         if 0 < stored < len(source.messages):
             await self._require_prefix(id, stored, source)
         self._report.known_messages += min(stored, len(source.messages))
-        for chunk in chunks(source.messages, stored):
-            batch = _batch(id, chunk, source.messages, people)
+        await self._send(_batches(id, stored, source.messages, people))
+
+    async def _send(self, batches: Iterable[message_pb2.BatchSendMessagesRequest]) -> None:
+        """All in order, a few at a time: while one is stored, the next is made and on its way."""
+        sending: list[asyncio.Task[None]] = []
+        try:
+            for batch in batches:
+                before = sending[-1] if sending else None
+                sending.append(asyncio.create_task(self._send_after(before, batch)))
+                if len(sending) == MAX_AHEAD:
+                    await sending.pop(0)
+        finally:
+            # What befell one befalls those behind it.
+            ends = await asyncio.gather(*sending, return_exceptions=True)
+        for end in ends:
+            if end:
+                raise end
+
+    async def _send_after(
+        self, before: asyncio.Task[None] | None, batch: message_pb2.BatchSendMessagesRequest
+    ) -> None:
+        try:
             await self._call(self._messages.BatchSendMessages, batch)
-            self._report.messages += len(chunk)
+        except _CallError as error:
+            if before is None or error.reason != "SEQUENCE_MISMATCH":
+                raise
+            # It has overtaken the one before it, or that one failed.
+            await before
+            await self._call(self._messages.BatchSendMessages, batch)
+        self._report.messages += len(batch.messages)
 
     async def _ensure_users(self, source: SourceConversation) -> dict[str, str]:
         """By what the server knows each participant."""
@@ -280,6 +308,13 @@ def chunks(messages: list[SourceMessage], start: int) -> Iterator[range]:
         size += weight
     if begin < len(messages):
         yield range(begin, len(messages))
+
+
+def _batches(
+    id: str, stored: int, messages: list[SourceMessage], people: dict[str, str]
+) -> Iterator[message_pb2.BatchSendMessagesRequest]:
+    for chunk in chunks(messages, stored):
+        yield _batch(id, chunk, messages, people)
 
 
 def _batch(

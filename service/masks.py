@@ -3,7 +3,10 @@
 What may be updated is said once, in the contract: whatever is neither OUTPUT_ONLY nor IMMUTABLE.
 """
 
+from functools import cache
+
 from google.api import field_behavior_pb2
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message as ProtoMessage
 
 from service.fields import Fields
@@ -32,8 +35,13 @@ def paths(fields: Fields, request: ProtoMessage, resource: str) -> set[str]:
 
 def updatable(resource: ProtoMessage) -> set[str]:
     """The names of a resource's fields that clients may change."""
-    return {
+    return set(_updatable(resource.DESCRIPTOR))
+
+
+@cache
+def _updatable(resource: Descriptor) -> list[str]:
+    return [
         field.name
-        for field in resource.DESCRIPTOR.fields
+        for field in resource.fields
         if not FIXED & set(field.GetOptions().Extensions[field_behavior_pb2.field_behavior])
-    }
+    ]

@@ -1,5 +1,6 @@
 """`parley import`: real conversations, in order, once."""
 
+import asyncio
 import gzip
 import json
 from collections import Counter
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from google.protobuf.json_format import MessageToDict
 
-from parley.v1 import conversation_pb2, user_pb2
+from parley.v1 import conversation_pb2, message_pb2, user_pb2
 from service import importer
 from service.importer import Report, SourceMessage, chunks, import_files
 from service.server import Server
@@ -177,6 +178,56 @@ async def test_users_are_agents_if_they_only_ever_answer(server: Server, parley:
         "Jonas": HUMAN,
         "jonas": HUMAN,
     }
+
+
+async def test_a_batch_that_overtakes_another_waits_for_its_turn(
+    server: Server, parley: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importer, "MAX_CHUNK_MESSAGES", 2)
+    lines = [f"line {n}" for n in range(15)]
+    call = importer.Importer._call
+    late = iter([0.2, 0.1, 0.0, 0.1])
+
+    async def overtaken(self: importer.Importer, method: Any, request: Any) -> Any:
+        if isinstance(request, message_pb2.BatchSendMessagesRequest):
+            await asyncio.sleep(next(late, 0))
+        return await call(self, method, request)
+
+    monkeypatch.setattr(importer.Importer, "_call", overtaken)
+    report = await run(server, written(tmp_path, talk(*lines)))
+
+    assert (report.messages, report.failures) == (15, [])
+    stored = await parley.all_messages(await found(parley, "test/1"))
+    assert [message.content for message in stored] == lines
+
+
+async def test_what_follows_a_message_that_is_refused_is_not_stored(
+    server: Server, parley: Client, tmp_path: Path
+) -> None:
+    lines = [f"line {n}" for n in range(1600)]
+    lines[700] = "nul \0 byte"
+
+    report = await run(server, written(tmp_path, talk(*lines)))
+
+    (failure,) = report.failures
+    assert "messages[200].content" in failure
+    assert report.messages == 500
+    stored = await parley.all_messages(await found(parley, "test/1"))
+    assert [message.content for message in stored] == lines[:500]
+
+
+async def test_a_name_that_cannot_be_fails_its_own_conversations_alone(
+    server: Server, parley: Client, tmp_path: Path
+) -> None:
+    bad = talk("one")
+    bad["participants"].append({"username": "a b"})
+
+    report = await run(server, written(tmp_path, bad, talk("two", source_id="2")))
+
+    (failure,) = report.failures
+    assert failure.startswith("some.jsonl:1: ")
+    assert (report.users, report.conversations, report.messages) == (2, 1, 1)
+    assert len(await parley.all_messages(await found(parley, "test/2"))) == 1
 
 
 def test_batches_are_cut_by_number_and_by_size() -> None:
