@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from sqlalchemy import Column, Executable
 from sqlalchemy import Connection as SyncConnection
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import PoolProxiedConnection
 
@@ -96,13 +97,18 @@ class Repository:
 def columns_of(table: str, alias: str, *, but: str = "", prefix: str = "") -> str:
     """Every column that is read, by name: a plan must not go stale because one is added.
 
-    With a prefix they are told from those of another table in the same row; see `part`.
+    With a prefix they are told from those of another table in the same row; see `part`. JSON comes
+    as text, which the driver reads in C.
     """
     return ", ".join(
-        f"{alias}.{column.name}" + (f" AS {prefix}{column.name}" if prefix else "")
+        f"{alias}.{column.name}{_cast(column)} AS {prefix}{column.name}"
         for column in read_columns(table)
         if column.name != but
     )
+
+
+def _cast(column: Column[Any]) -> str:
+    return "::text" if isinstance(column.type, JSONB) else ""
 
 
 # Of a key `k`.

@@ -54,7 +54,7 @@ line AS MATERIALIZED (
     FROM k
     -- OFFSET 0: looked up one by one, whatever the planner believes of the tables.
     CROSS JOIN LATERAL (
-      SELECT {columns_of("participants", "s")} FROM participants s
+      SELECT * FROM participants s
       WHERE s.user_id = k.actor_id OFFSET 0
     ) AS p
     CROSS JOIN LATERAL (
@@ -89,16 +89,16 @@ SELECT * FROM (
     FROM k
     CROSS JOIN line l
     CROSS JOIN LATERAL (
-      SELECT {columns_of("participants", "s")} FROM participants s
+      SELECT * FROM participants s
       WHERE s.conversation_id = l.conversation_id AND s.user_id = l.user_id OFFSET 0
     ) AS p
     CROSS JOIN LATERAL (
-      SELECT {columns_of("conversations", "s")} FROM conversations s
+      SELECT * FROM conversations s
       WHERE s.id = l.conversation_id OFFSET 0
     ) AS c
     CROSS JOIN LATERAL (SELECT s.username FROM users s WHERE s.id = l.user_id OFFSET 0) AS u
     LEFT JOIN LATERAL (
-      SELECT {columns_of("messages", "s")} FROM messages s
+      SELECT * FROM messages s
       WHERE s.conversation_id = c.id AND s.sequence = greatest(
         CASE WHEN {END} >= p.visible_from_sequence THEN {END} END,
         (SELECT i.sequence FROM messages i WHERE i.conversation_id = c.id AND i.id = {SHOWN})

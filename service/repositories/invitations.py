@@ -23,10 +23,10 @@ SELECT * FROM (
       SELECT s.title, s.deleted_at FROM conversations s WHERE s.id = p.conversation_id OFFSET 0
     ) AS c
     LEFT JOIN LATERAL (
-      SELECT {columns_of("users", "s")} FROM users s WHERE s.id = p.invited_by_user_id OFFSET 0
+      SELECT * FROM users s WHERE s.id = p.invited_by_user_id OFFSET 0
     ) AS i ON true
     LEFT JOIN LATERAL (
-      SELECT {columns_of("messages", "s")} FROM messages s
+      SELECT * FROM messages s
       WHERE s.conversation_id = p.conversation_id AND s.id = {SHOWN} OFFSET 0
     ) AS m ON true
     WHERE p.user_id = $1 AND p.status = 'INVITED' AND c.deleted_at IS NULL

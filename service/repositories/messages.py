@@ -141,7 +141,7 @@ FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::uuid[], $5::bigint[])
 {looked_up("participants", "p", "p.conversation_id = c.id AND p.user_id = k.actor_id")}
 LEFT JOIN users a ON a.id = k.actor_id
 LEFT JOIN LATERAL (
-  SELECT {MESSAGE} FROM messages m
+  SELECT * FROM messages m
   WHERE m.conversation_id = c.id
     AND m.id = COALESCE(k.id, (SELECT s.id FROM messages s
                                WHERE s.conversation_id = c.id AND s.sequence = k.sequence))
@@ -214,14 +214,13 @@ WHERE p.conversation_id = $1 AND p.user_id = $2
 # A page of each of many stretches. Put together as text: for SQLAlchemy to build it took ten times
 # as long as to run it.
 PAGES = f"""
-SELECT position, found, {columns_of("messages", "m")} FROM (
+SELECT position, found, {MESSAGE} FROM (
   SELECT k.position, page.*, count(*) OVER (PARTITION BY k.position) AS found,
          sum(size) OVER (PARTITION BY k.position ORDER BY sequence {{order}}) - size AS before
   FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::int[]) WITH ORDINALITY
     AS k(conversation_id, first_sequence, final_sequence, count, position)
   CROSS JOIN LATERAL (
-    SELECT {columns_of("messages", "m")},
-           octet_length(m.content) + pg_column_size(m.metadata) AS size
+    SELECT m.*, octet_length(m.content) + pg_column_size(m.metadata) AS size
     FROM messages m
     WHERE m.conversation_id = {{id}} AND m.sequence BETWEEN {{first}} AND {{final}}{{where}}
     ORDER BY m.sequence {{order}} LIMIT {{limit}}

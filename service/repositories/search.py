@@ -60,9 +60,10 @@ found AS MATERIALIZED (
   LIMIT $11
 ),
 page AS (
-  SELECT m.*, octet_length(m.content) + pg_column_size(m.metadata) AS size
-  FROM found f CROSS JOIN LATERAL (
-    SELECT {columns_of("messages", "m")} FROM messages m
+  SELECT m.* FROM found f CROSS JOIN LATERAL (
+    SELECT {columns_of("messages", "m")},
+           octet_length(m.content) + pg_column_size(m.metadata) AS size
+    FROM messages m
     WHERE m.conversation_id = f.conversation_id AND m.id = f.id
     LIMIT 1) AS m
 ),

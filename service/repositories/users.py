@@ -22,7 +22,7 @@ def _finding(lock: str = "") -> str:
 SELECT k.position, {USER}
 FROM unnest($1::uuid[], $2::text[]) WITH ORDINALITY AS k(id, username, position)
 CROSS JOIN LATERAL (
-  SELECT {USER} FROM users u
+  SELECT * FROM users u
   WHERE u.id = COALESCE(k.id, (SELECT n.id FROM users n WHERE n.username = k.username))
   OFFSET 0 {lock}
 ) AS u
