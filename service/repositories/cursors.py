@@ -11,7 +11,8 @@ SELECT k.position, c.id AS conversation_id, c.last_sequence, c.version, c.delete
        u.id AS user_id, u.username, p.status, p.role, p.last_read_sequence,
        COALESCE({SEES}, false) AS sees, r.payload_hash, r.subject_id,
        (SELECT m.sequence FROM messages m
-        WHERE m.conversation_id = c.id AND m.id = k.message_id AND {readable("m", "w")})
+        WHERE m.conversation_id = c.id AND m.id = k.message_id
+          AND k.message_id IS NOT NULL AND {readable("m", "w")})
          AS message_sequence
 FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::bytea[], $5::uuid[]) WITH ORDINALITY
   AS k(conversation_id, actor_id, user_id, request_key, message_id, position)
