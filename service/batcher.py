@@ -29,8 +29,10 @@ class Batcher(Generic[Item, Outcome]):
 
     An outcome that is an exception is raised to its own caller alone. If `run` itself raises
     for reasons that may lie in one item, each item is run again alone, so that only a poisoned one
-    fails. A batch ends at `max_items`, or before its weights (by `weigh`) pass `max_weight`. At
-    most `concurrency` batches run at once. Under a name their sizes are shown as metrics.
+    fails. A batch ends at `max_items`, or before its weights (by `weigh`) pass `max_weight`. It
+    begins once `enough` items wait, and takes half of those that wait if they are more: while it
+    runs, the others are read and answered. At most `concurrency` batches run at once. Under a name
+    their sizes are shown as metrics.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Batcher(Generic[Item, Outcome]):
         run: Callable[[list[Item]], Awaitable[Sequence[Outcome | Exception]]],
         *,
         max_items: int = 64,
+        enough: int | None = None,
         weigh: Callable[[Item], int] = lambda _: 0,
         max_weight: int = 1,
         concurrency: int = 1,
@@ -46,6 +49,7 @@ class Batcher(Generic[Item, Outcome]):
         self._run = run
         self._sizes = BATCH_ITEMS.labels(name) if name else None
         self._max_items = max_items
+        self._enough = enough or max_items
         self._weigh = weigh
         self._max_weight = max_weight
         self._free = concurrency
@@ -89,7 +93,7 @@ class Batcher(Generic[Item, Outcome]):
         much. The turns of an idle loop take microseconds.
         """
         quiet_turns = 0
-        while quiet_turns < PATIENCE and len(self._waiting) < self._max_items:
+        while quiet_turns < PATIENCE and len(self._waiting) < self._enough:
             count = len(self._waiting)
             await asyncio.sleep(0)
             quiet_turns = quiet_turns + 1 if len(self._waiting) == count else 0
@@ -97,7 +101,8 @@ class Batcher(Generic[Item, Outcome]):
     def _next(self) -> list["Waiting[Item, Outcome]"]:
         batch: list[Waiting[Item, Outcome]] = []
         weight = 0
-        while self._waiting and len(batch) < self._max_items:
+        most = min(self._max_items, max(self._enough, len(self._waiting) // 2))
+        while self._waiting and len(batch) < most:
             waiting = self._waiting[0]
             if waiting.is_over():
                 self._waiting.popleft()

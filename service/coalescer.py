@@ -19,7 +19,9 @@ from service.errors import ParleyError
 from service.identity import Call
 from service.store import Store, Transaction
 
-MAX_BATCH_ITEMS = 64
+# With 64 calls in flight, two batches of 32 take turns: one is at the database, the other one's
+# callers are answered and come again. All 64 at once took turns with us.
+MAX_BATCH_ITEMS, ENOUGH_ITEMS = 64, 32
 MAX_BATCH_BYTES = 1 << 20
 # Other processes' batches are over in milliseconds; a lane is a transaction for one conversation.
 MAX_TRIES, PAUSE_SECONDS = 3, 0.003
@@ -126,6 +128,7 @@ class Coalescer(Generic[Item, Outcome]):
         return Batcher(
             run,
             max_items=MAX_BATCH_ITEMS,
+            enough=ENOUGH_ITEMS,
             weigh=self._weigh,
             max_weight=MAX_BATCH_BYTES,
             name=self._name,

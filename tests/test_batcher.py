@@ -89,6 +89,15 @@ async def test_a_batch_holds_no_more_items_than_it_may() -> None:
     assert work.batches == [["a", "b"], ["c", "d"], ["e"]]
 
 
+async def test_a_batch_begins_when_enough_wait_and_leaves_half_of_many_to_the_next() -> None:
+    work = Work()
+    batcher = Batcher(work, enough=2, max_items=4)
+
+    assert await settled(submitting(batcher, *"abcdefghijkl")) == list("ABCDEFGHIJKL")
+
+    assert list(map(len, work.batches)) == [4, 4, 2, 2]
+
+
 async def test_a_batch_ends_before_it_weighs_more_than_it_may() -> None:
     work = Work()
     batcher = Batcher(work, weigh=len, max_weight=4)
