@@ -36,8 +36,9 @@ PAGE = """\
 
 Every figure is held against a limit measured beside it: an *empty* grpc.aio server with the same
 messages and as many processes, plain SQL, or `COPY`. The ratio is what may be compared between
-machines. `make bench` measured all of this and wrote this page on {date}; `make bench-quick`
-prints the table alone, roughly, in a few minutes.
+machines. `.venv/bin/python -m bench.run --rounds {rounds} --seconds {seconds:g}` measured all of
+this and wrote this page on {date}; `make bench` is that with 9 rounds of 10 s, and
+`make bench-quick` prints the table alone, roughly, in a few minutes.
 
 {table}
 
