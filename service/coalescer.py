@@ -1,8 +1,8 @@
 """Writing to conversations, many calls at a time, none waiting for another's conversation.
 
-A batch takes only the locks that are free. What it finds taken, by a batch of another process for
-the most part, it tries again with the next ones. A conversation whose lock stays taken gets a lane
-of its own, which waits for it in a transaction that holds nothing else, while the other
+A batch writes to the conversations whose locks are free. What it finds taken, by a batch of another
+process for the most part, it tries again with the next ones. A conversation whose lock stays taken
+gets a lane of its own, which waits for it in a transaction that holds nothing else, while the other
 conversations go on. (Without lanes, one conversation held for 2 s took all the others from
 thousands of messages a second to none.)
 """
@@ -17,6 +17,7 @@ from uuid import UUID
 from service.batcher import Batcher
 from service.errors import ParleyError
 from service.identity import Call
+from service.ids import lock_of
 from service.store import Store, Transaction
 
 # With 64 calls in flight, two batches of 32 take turns: one is at the database, the other one's
@@ -39,35 +40,40 @@ Outcome = TypeVar("Outcome")
 
 
 class Busy:
-    """The outcome of an item whose conversation is locked by somebody else."""
+    """The outcome of an item whose conversation somebody else is at: nothing came of it."""
 
 
-def lock_of(conversation_id: UUID) -> int:
-    """The advisory lock of a conversation: the random half of its id."""
-    return int.from_bytes(conversation_id.bytes[8:], signed=True)
+class Overtaken(Busy):
+    """The same, where somebody else was quicker, and is done."""
 
 
 class Coalescer(Generic[Item, Outcome]):
     """Applies what it is given, in order of arrival within each conversation.
 
     `apply` is given a transaction that holds the locks of its items' conversations, and answers
-    one outcome an item; an error is raised to that item's caller alone.
+    one outcome an item: an error is raised to its caller alone, what is busy is tried again.
     """
 
     def __init__(
         self,
         store: Store,
-        apply: Callable[[Transaction, list[Item]], Awaitable[Sequence[Outcome | ParleyError]]],
+        apply: Callable[
+            [Transaction, list[Item]], Awaitable[Sequence[Outcome | Busy | ParleyError]]
+        ],
         *,
         name: str,
+        apply_free: Callable[[list[Item]], Awaitable[Sequence[Outcome | Busy | ParleyError]]]
+        | None = None,
         weigh: Callable[[Item], int] = lambda _: 0,
     ) -> None:
-        """`name`: of its batches, in the metrics."""
+        """`name`: of its batches, in the metrics. `apply_free` does the same as `apply` for those
+        items whose locks it finds free, in its own way.
+        """
         self._store = store
         self._name = name
         self._apply = apply
         self._weigh = weigh
-        self._fast = self._batcher(self._apply_free)
+        self._fast = self._batcher(apply_free or self._apply_free)
         self._lanes: dict[UUID, Lane[Item, Outcome]] = {}
 
     async def submit(self, item: Item, call: Call) -> Outcome:
@@ -75,26 +81,28 @@ class Coalescer(Generic[Item, Outcome]):
         tries = 0
         while True:
             lane = self._lanes.get(item.conversation_id)
-            if lane and lane.is_open:
-                return await self._submit_in(lane, item, call)
-            if lane:
+            if lane and not lane.is_open:
                 await lane.emptied.wait()
                 continue
-            outcome = await self._fast.submit(item, is_wanted=call.is_wanted)
+            if lane:
+                outcome = await self._submit_in(lane, item, call)
+            else:
+                outcome = await self._fast.submit(item, is_wanted=call.is_wanted)
             if not isinstance(outcome, Busy):
                 return outcome
             tries += 1
-            if tries < MAX_TRIES:
+            if tries >= MAX_TRIES:
+                if item.conversation_id not in self._lanes:
+                    self._lanes[item.conversation_id] = self._new_lane()
+            elif not isinstance(outcome, Overtaken):
                 await asyncio.sleep(PAUSE_SECONDS)
-            elif item.conversation_id not in self._lanes:
-                self._lanes[item.conversation_id] = self._new_lane()
 
-    async def _submit_in(self, lane: "Lane[Item, Outcome]", item: Item, call: Call) -> Outcome:
+    async def _submit_in(
+        self, lane: "Lane[Item, Outcome]", item: Item, call: Call
+    ) -> Outcome | Busy:
         lane.users += 1
         try:
-            outcome = await lane.batcher.submit(item, is_wanted=call.is_wanted)
-            assert not isinstance(outcome, Busy)
-            return outcome
+            return await lane.batcher.submit(item, is_wanted=call.is_wanted)
         finally:
             lane.users -= 1
             if not lane.users:
@@ -111,7 +119,7 @@ class Coalescer(Generic[Item, Outcome]):
 
     async def _apply_waiting(
         self, lane: "Lane[Item, Outcome]", items: list[Item]
-    ) -> Sequence[Outcome | ParleyError]:
+    ) -> Sequence[Outcome | Busy | ParleyError]:
         lock = lock_of(items[0].conversation_id)
         async with self._store.transaction(lock=lock) as transaction:
             lane.is_open = False

@@ -9,8 +9,9 @@ from service.errors import ParleyError
 from service.making import found
 from service.repositories.base import Row
 from service.rules.conversations import NewConversation, Opening, cast
-from service.rules.messages import Accepted, Append
+from service.rules.messages import Append
 from service.rules.participants import Move, require_room
+from service.sending import append
 from service.store import Transaction
 
 # What a CreateConversation answers: the conversation as its caller sees it, and its first message.
@@ -84,11 +85,12 @@ async def _append_first(transaction: Transaction, opened: dict[UUID, Opening]) -
     ]
     if not items:
         return {}
-    outcomes, _ = await transaction.messages.append(items)
     ids = {}
-    for item, outcome in zip(items, outcomes, strict=True):
-        if isinstance(outcome, ParleyError):
-            raise outcome
-        assert isinstance(outcome, Accepted)
-        ids[item.conversation_id] = outcome.messages[0].id
+    for item, sent in zip(items, await append(transaction, items), strict=True):
+        if isinstance(sent, ParleyError):
+            raise sent
+        # New, and nobody else's yet: neither written to nor sent to before.
+        assert isinstance(sent, list)
+        ((message, _),) = sent
+        ids[item.conversation_id] = message.id
     return ids

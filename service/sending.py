@@ -1,11 +1,20 @@
-"""Appending messages, many calls in one transaction."""
+"""Appending messages: many calls in one statement, by what is remembered where that will do.
+
+Whoever wrote to a conversation knows who may send and which number comes next. The next message is
+decided by that, and the statement that stores it stores nothing where the conversation, or its
+sender, is another one by then. So what is remembered may be out of date, and does no harm.
+(Optimistic concurrency control: Kung and Robinson, 1981.)
+"""
 
 from datetime import datetime
 
-from service.coalescer import Coalescer
+from service.coalescer import Busy, Coalescer, Overtaken
 from service.errors import ParleyError
 from service.identity import Call
-from service.rules.messages import Accepted, Append, Numbered, Replayed
+from service.ids import lock_of, new_id
+from service.memory import Memory
+from service.repositories.messages import Times
+from service.rules.messages import Accepted, Append, Numbered, Outcome, Replayed, decide
 from service.store import Store, Transaction
 
 # An accepted item comes with the time at which each of its messages was made; that of a dry run
@@ -13,25 +22,73 @@ from service.store import Store, Transaction
 Appended = list[tuple[Numbered, datetime | None]]
 Sent = Appended | Replayed
 
+NEW_IDS = iter(new_id, None)
+
 
 class Sender:
     """Appends what it is given, in order of arrival within each conversation."""
 
     def __init__(self, store: Store) -> None:
+        self._store = store
+        self._memory = Memory()
         self._coalescer: Coalescer[Append, Sent] = Coalescer(
-            store, _append, name="send", weigh=_bytes
+            store, append, apply_free=self._append_free, name="send", weigh=_bytes
         )
 
     async def append(self, item: Append, call: Call) -> Sent:
         """The messages stored, or what an earlier call under the same request_id stored."""
         return await self._coalescer.submit(item, call)
 
+    async def _append_free(self, items: list[Append]) -> list[Sent | Busy | ParleyError]:
+        """Append to the conversations whose locks are free."""
+        known = self._memory.recall(items)
+        unknown = [item for item in items if item.conversation_id not in known]
+        async with self._store.statements() as statements:
+            loaded = await statements.messages.load(unknown) if unknown else {}
+            outcomes = decide(items, known | loaded, NEW_IDS)
+            accepted = _accepted(items, outcomes)
+            times = await statements.messages.write(accepted)
+            statements.locks.update(map(lock_of, times))
+        tried = {item.conversation_id for item, _ in accepted}
+        self._memory.keep({id: known[id] for id in known.keys() & tried}, loaded, times)
+        return [
+            # It was refused by what was remembered: that may not be so any more.
+            Overtaken()
+            if isinstance(sent, Busy | ParleyError) and item.conversation_id in known
+            else sent
+            for item, sent in zip(items, _settled(items, outcomes, times), strict=True)
+        ]
 
-async def _append(transaction: Transaction, items: list[Append]) -> list[Sent | ParleyError]:
-    outcomes, times = await transaction.messages.append(items)
+
+async def append(transaction: Transaction, items: list[Append]) -> list[Sent | Busy | ParleyError]:
+    """Append to conversations whose locks are held: steps 2 to 4 of the write protocol."""
+    states = await transaction.messages.load(items)
+    outcomes = decide(items, states, NEW_IDS)
+    times = await transaction.messages.write(_accepted(items, outcomes))
+    return _settled(items, outcomes, times)
+
+
+def _accepted(items: list[Append], outcomes: list[Outcome]) -> list[tuple[Append, Accepted]]:
+    """What is to be stored."""
     return [
-        [
-            (message, None if item.dry_run else times[item.conversation_id, message.sequence])
+        (item, outcome)
+        for item, outcome in zip(items, outcomes, strict=True)
+        if isinstance(outcome, Accepted) and not item.dry_run
+    ]
+
+
+def _settled(
+    items: list[Append], outcomes: list[Outcome], times: Times
+) -> list[Sent | Busy | ParleyError]:
+    """What to tell of each item. Where something was to be stored and was not, nothing is true that
+    was decided after it: neither that a request was repeated, nor that a number was wrong.
+    """
+    undone = {item.conversation_id for item, _ in _accepted(items, outcomes)}.difference(times)
+    return [
+        Busy()
+        if item.conversation_id in undone
+        else [
+            (message, None if item.dry_run else times[item.conversation_id])
             for message in outcome.messages
         ]
         if isinstance(outcome, Accepted)

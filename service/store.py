@@ -1,17 +1,19 @@
-"""The door to the database: `transaction()` writes, `snapshot()` reads; driver errors stop here.
+"""The door to the database: `transaction()` writes, `snapshot()` reads, `statements()` does both in
+single statements; driver errors stop here.
 
-Every connection is read-only until a transaction says otherwise, so PostgreSQL itself refuses a
-write through a snapshot. A transaction locks its conversation in a statement of its own, before
-anything is read or written: a statement takes its snapshot before it waits, so one that locks and
-checks at once would check the past.
+Every connection but that of the statements is read-only until a transaction says otherwise, so
+PostgreSQL itself refuses a write through a snapshot. A transaction locks its conversation in a
+statement of its own, before anything is read or written: a statement takes its snapshot before it
+waits, so one that locks and checks at once would check the past. A statement that does it all
+checks, when it writes, that what it was decided on is still so.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import asyncpg
@@ -31,7 +33,7 @@ from service.errors import (
 )
 from service.logs import text_of
 from service.metrics import CONNECTIONS
-from service.repositories.base import Connection, Mark
+from service.repositories.base import Connection, Mark, Query, Row
 from service.repositories.conversations import Conversations
 from service.repositories.cursors import Cursors
 from service.repositories.events import Events
@@ -48,6 +50,8 @@ from service.repositories.users import Users
 from service.settings import ConfigurationError
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 POOL_WAIT_SECONDS = 0.25
 CONNECT_SECONDS = 3.0
@@ -94,7 +98,10 @@ FROM alembic_version
 
 # When this database last recovered from a crash: then all statistics begin anew, and only then.
 LIFE = "SELECT stats_reset::text FROM pg_stat_checkpointer"
-CONNECTED = f"SELECT ({LIFE}) AS life, system_identifier::text AS cluster FROM pg_control_system()"
+CONNECTED = f"""
+SELECT ({LIFE}) AS life, system_identifier::text AS cluster, pid, backend_start::text AS started
+FROM pg_control_system(), pg_stat_get_activity(pg_backend_pid())
+"""
 TIMELINE = "left(pg_walfile_name(pg_current_wal_lsn()), 8)"
 # Asked for before COMMIT, to find out afterwards what became of the transaction.
 MARK = f"SELECT pg_current_xact_id_if_assigned()::text AS xid, {TIMELINE} AS timeline"
@@ -104,6 +111,11 @@ STATUS = "SELECT pg_xact_status($1::text::xid8)"
 # Nobody will send this transaction its COMMIT any more, and it may hold a conversation's lock.
 END_BACKEND = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_xid = $1::text::xid8::xid
+"""
+# The same for a statement that commits by itself: a row as long as that session lives.
+END_SESSION = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE pid = $1 AND backend_start::text = $2
 """
 
 # What a database that is refused, lost, frozen or gone looks like. A TimeoutError is an OSError.
@@ -229,6 +241,15 @@ class Transaction(Snapshot):
         return held
 
 
+class Statements(Snapshot):
+    """Reads and writes, each statement a transaction of its own."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        # The advisory locks under which something was written.
+        self.locks: set[int] = set()
+
+
 @dataclass(frozen=True, slots=True)
 class Condition:
     """What a ping found: the schema's revision (None: no schema), whether writes are taken, which
@@ -250,6 +271,8 @@ class Store:
         self._engine = _engine(
             url, READ_ONLY_SESSION, pool_size=pool_size, pool_wait=POOL_WAIT_SECONDS
         )
+        # For statements that write and commit by themselves. One batch at a time does that.
+        self._writing_engine = _engine(url, SESSION, pool_size=1, pool_wait=POOL_WAIT_SECONDS)
         # A ping must not queue behind the calls whose fate it foretells.
         self._ping_engine = _engine(url, SESSION, pool_size=1, pool_wait=PING_SECONDS)
         # Kept by whoever pings. While False, calls are refused at once instead of waiting.
@@ -268,8 +291,8 @@ class Store:
         """Take leave of the database, unless that says nothing."""
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
-                await self._engine.dispose()
-                await self._ping_engine.dispose()
+                for engine in (self._engine, self._writing_engine, self._ping_engine):
+                    await engine.dispose()
 
     def require_reachable(self) -> None:
         if not self.reachable:
@@ -277,8 +300,20 @@ class Store:
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Snapshot]:
-        async with self._connect() as pooled:
-            yield Snapshot(self._connection(pooled))
+        async with self._connect(self._engine) as pooled:
+            yield Snapshot(Connection(self._engine, pooled))
+
+    @asynccontextmanager
+    async def statements(self) -> AsyncIterator[Statements]:
+        """A connection on which `write` commits by itself."""
+        self._require_writable()
+        async with self._connect(self._writing_engine) as pooled:
+            statements = Statements(SelfCommitting(self, self._writing_engine, pooled))
+            try:
+                yield statements
+            finally:
+                if statements.locks:
+                    self.on_commit(statements.locks)
 
     @asynccontextmanager
     async def transaction(
@@ -287,8 +322,7 @@ class Store:
         """One transaction; with `lock`, alone under that advisory lock from its first moment; with
         `try_locks`, under those of them that are free.
         """
-        if self.reachable and not self.writable:
-            raise Unavailable("DATABASE_READ_ONLY")
+        self._require_writable()
         first = ""
         if lock is not None:
             first = f"SELECT pg_advisory_xact_lock({lock})"
@@ -300,7 +334,7 @@ class Store:
         async with self._begun(first, may_wait=lock is not None) as (pooled, status):
             driver: Any = pooled.driver_connection
             try:
-                transaction = Transaction(self._connection(pooled))
+                transaction = Transaction(Connection(self._engine, pooled))
                 if lock is not None:
                     transaction.locks.add(lock)
                 if status == f"SELECT {len(try_locks)}":
@@ -323,8 +357,9 @@ class Store:
                 if mark:
                     self.on_commit(transaction.locks)
 
-    def _connection(self, pooled: PoolProxiedConnection) -> Connection:
-        return Connection(self._engine, pooled)
+    def _require_writable(self) -> None:
+        if self.reachable and not self.writable:
+            raise Unavailable("DATABASE_READ_ONLY")
 
     @asynccontextmanager
     async def _begun(
@@ -335,7 +370,7 @@ class Store:
         """
         async with AsyncExitStack() as exits:
             async with self._turn() if may_wait else nullcontext():
-                pooled = await exits.enter_async_context(self._connect())
+                pooled = await exits.enter_async_context(self._connect(self._engine))
                 status = await _begin(pooled.driver_connection, first)
             yield pooled, status
 
@@ -386,10 +421,10 @@ class Store:
             raise Unavailable("DATABASE_UNAVAILABLE") from _cause(error)
 
     @asynccontextmanager
-    async def _connect(self) -> AsyncIterator[PoolProxiedConnection]:
+    async def _connect(self, engine: AsyncEngine) -> AsyncIterator[PoolProxiedConnection]:
         self.require_reachable()
         try:
-            async with _checkout(self._engine) as pooled:
+            async with _checkout(engine) as pooled:
                 if self.cluster not in (None, pooled.info["cluster"]):
                     _discard(pooled)
                     raise Unavailable("DATABASE_UNAVAILABLE")
@@ -400,6 +435,7 @@ class Store:
             if translated.reason == "DATABASE_READ_ONLY":
                 # The writer may be elsewhere by now: connect anew.
                 await self._engine.dispose()
+                await self._writing_engine.dispose()
             raise translated from error
 
     async def _commit(self, pooled: PoolProxiedConnection, mark: Mark | None) -> None:
@@ -420,17 +456,41 @@ class Store:
     async def _resolve(self, mark: Mark, life: str) -> None:
         """Return if it took effect; raise Unavailable if not, Unknown if nobody knows."""
         log.warning("commit_uncertain", xid=mark.xid)
-        fate = "unknown"
-        with suppress(TimeoutError):
-            async with asyncio.timeout(RESOLVE_SECONDS):
-                while (found := await self._fate(mark, life)) is None:
-                    await asyncio.sleep(0.05)
-                fate = found
+        fate = await _asked(lambda: self._fate(mark, life)) or "unknown"
         log.warning("commit_resolved", xid=mark.xid, fate=fate)
         if fate == "aborted":
             raise Unavailable("DATABASE_UNAVAILABLE")
         if fate != "committed":
             raise Unknown("COMMIT_OUTCOME_UNKNOWN")
+
+    async def resolve_write(self, session: "Session", told_by: Query) -> list[Row]:
+        """What a statement did that committed by itself, in a session that is lost; raises
+        Unavailable if that was nothing, Unknown if nobody knows.
+        """
+        log.warning("commit_uncertain", pid=session.pid)
+        rows = await _asked(lambda: self._written(session, told_by))
+        fate = "unknown" if rows is None else "committed" if rows else "aborted"
+        log.warning("commit_resolved", pid=session.pid, fate=fate)
+        if rows is None:
+            raise Unknown("COMMIT_OUTCOME_UNKNOWN")
+        if not rows:
+            raise Unavailable("DATABASE_UNAVAILABLE")
+        return rows
+
+    async def _written(self, session: "Session", told_by: Query) -> list[Row] | None:
+        """The rows that say what was written; None while that may still change, or nobody tells."""
+        try:
+            async with _checkout(self._ping_engine) as pooled:
+                driver: Any = pooled.driver_connection
+                await driver.fetchrow(HISTORY)
+                self.reachable = True
+                if await driver.fetchrow(END_SESSION, session.pid, session.started):
+                    return None
+                rows: list[Row] = await driver.fetch(*told_by)
+                return rows
+        except (*LOST, exc.SQLAlchemyError, asyncpg.PostgresError) as error:
+            log.info("commit_resolving", pid=session.pid, error=text_of(_cause(error)))
+            return None
 
     async def _fate(self, mark: Mark, life: str) -> str | None:
         """What became of a transaction, by PostgreSQL's own record; None while it does not tell.
@@ -459,6 +519,43 @@ class Store:
         if status is None or (status == "committed" and not is_ours):
             return "unknown"
         return "committed" if status == "committed" else "aborted"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Names one session of PostgreSQL; numbers of processes alone are used again."""
+
+    pid: int
+    started: str
+
+
+class SelfCommitting(Connection):
+    """A connection on which what is written is committed by the same statement."""
+
+    def __init__(self, store: Store, engine: AsyncEngine, pooled: PoolProxiedConnection) -> None:
+        super().__init__(engine, pooled)
+        self._store = store
+
+    async def write(self, sql: str, *arguments: object, told_by: Query) -> list[Row]:
+        """When the answer is lost, what was written is looked up instead of written again."""
+        try:
+            return await super().write(sql, *arguments, told_by=told_by)
+        except (*LOST, asyncpg.PostgresError) as error:
+            if not _is_lost(error):
+                raise
+            session = Session(self._pooled.info["pid"], self._pooled.info["started"])
+            _discard(self._pooled)
+            return await self._store.resolve_write(session, told_by)
+
+
+async def _asked(ask: Callable[[], Awaitable[T | None]]) -> T | None:
+    """The first answer, within RESOLVE_SECONDS."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(RESOLVE_SECONDS):
+            while (answer := await ask()) is None:
+                await asyncio.sleep(0.05)
+            return answer
+    return None
 
 
 @asynccontextmanager

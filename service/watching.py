@@ -15,10 +15,10 @@ from uuid import UUID
 
 import structlog
 
-from service.coalescer import lock_of
 from service.doorbell import Doorbell
 from service.errors import Aborted, ParleyError, ResourceExhausted, Unavailable
 from service.following import Ask, Follower, Page
+from service.ids import lock_of
 from service.metrics import DELIVERED, WATCHES
 from service.paging import MAX_RESPONSE_BYTES
 from service.rules.feed import Place, Subject, expired

@@ -1,9 +1,11 @@
 """A proxy before PostgreSQL that breaks connections at a chosen moment.
 
-It listens on a Unix socket and knows of PostgreSQL's protocol only what a COMMIT looks like.
+It listens on a Unix socket and knows of PostgreSQL's protocol only what commits: a COMMIT, and a
+prepared statement that stores messages outside a transaction.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from enum import Enum
@@ -12,10 +14,15 @@ from urllib.parse import parse_qs, urlsplit
 
 # A simple query: its type, its length, itself. asyncpg writes it in one piece.
 COMMIT = b"Q\x00\x00\x00\x0bCOMMIT\x00"
+BEGIN = re.compile(rb"Q.{4}BEGIN", re.DOTALL)
+END = re.compile(rb"Q.{4}(COMMIT|ROLLBACK)\0", re.DOTALL)
+# A statement is given a name when it is prepared, and run by that name.
+PREPARED = re.compile(rb"P.{4}(\w+)\0[^\0]*INSERT INTO messages", re.DOTALL)
+BOUND = re.compile(rb"B.{4}\0(\w+)\0", re.DOTALL)
 
 
 class Fault(Enum):
-    """What befalls the next COMMIT."""
+    """What befalls the next commit."""
 
     # PostgreSQL gets it later.
     HELD = "held"
@@ -33,7 +40,7 @@ class Proxy:
         self._upstream = _socket(database_url)
         self._links: set[Link] = set()
         self._server: asyncio.Server | None = None
-        # What befalls the next COMMITs, first to last; and how many that happened to.
+        # What befalls the next commits, first to last; and how many that happened to.
         self.faults: list[Fault] = []
         self.fired = 0
         # What else happens then, while the client waits for its answer.
@@ -100,6 +107,8 @@ class Link:
         self._server, self._to_server = server
         self._fault: Fault | None = None
         self._over = asyncio.Event()
+        self._in_transaction = False
+        self._stores: set[bytes] = set()
 
     def cut(self) -> None:
         self._to_client.transport.abort()
@@ -116,7 +125,7 @@ class Link:
     async def _ask(self) -> None:
         with suppress(OSError):
             while chunk := await self._client.read(1 << 16):
-                if chunk.endswith(COMMIT) and self._proxy.faults:
+                if self._commits(chunk) and self._proxy.faults:
                     self._fault = self._proxy.faults.pop(0)
                     self._proxy.fired += 1
                     if self._fault in (Fault.HELD, Fault.CUT_BEFORE):
@@ -130,6 +139,17 @@ class Link:
         if self._fault in (Fault.SWALLOWED_BEFORE, Fault.SWALLOWED_AFTER):
             # The client has given up; PostgreSQL is not to know.
             await self._over.wait()
+
+    def _commits(self, chunk: bytes) -> bool:
+        """Whether this, written in one piece, ends a transaction for good."""
+        self._stores.update(PREPARED.findall(chunk))
+        if BEGIN.match(chunk):
+            self._in_transaction = True
+        elif END.match(chunk):
+            self._in_transaction = False
+            return chunk == COMMIT
+        bound = BOUND.match(chunk)
+        return bool(bound and bound[1] in self._stores and not self._in_transaction)
 
     async def _answer(self) -> None:
         with suppress(OSError):

@@ -27,7 +27,7 @@ FLOORS = [
     },
     {"importer", "masks", "repositories"},
     {"store"},
-    {"coalescer", "doorbell"},
+    {"coalescer", "doorbell", "memory"},
     {"lookups", "making", "readiness", "reading", "sending", "verifying", "wire"},
     {"following", "opening"},
     {"watching"},

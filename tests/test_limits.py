@@ -14,9 +14,9 @@ import pytest
 
 from parley.v1 import user_pb2
 from service import tokens
-from service.coalescer import lock_of
 from service.embedded import EmbeddedPostgres
 from service.errors import ResourceExhausted
+from service.ids import lock_of
 from service.limits import CallRate
 from service.server import Server
 from service.settings import load

@@ -15,10 +15,11 @@ import pytest_asyncio
 from structlog.testing import capture_logs
 
 from parley.v1 import message_pb2 as pb
-from service.coalescer import lock_of
+from service import memory
 from service.domain import MessageRole
 from service.embedded import EmbeddedPostgres
 from service.identity import Call, Caller, Scope
+from service.ids import lock_of
 from service.rules.messages import Append, Draft
 from service.sending import Sender
 from service.server import Server
@@ -26,7 +27,21 @@ from service.settings import load
 from service.store import Store
 
 from .history import Operation, Outcome, Stored, violations
-from .make import USER, Client, Conversation, Failure, User, failure, failure_of
+from .make import (
+    AGENT,
+    ASSISTANT,
+    HUMAN,
+    MEMBER,
+    OBSERVER,
+    USER,
+    Client,
+    Conversation,
+    Failure,
+    User,
+    facts,
+    failure,
+    failure_of,
+)
 
 
 @pytest_asyncio.fixture(scope="session")
@@ -541,3 +556,160 @@ async def test_a_message_that_the_database_refuses_fails_alone(
     there = await parley.all_messages(talk)
     assert [each.sequence for each in there] == list(range(1, len(contents)))
     await require_sums(parley, database, talk)
+
+
+# What one server remembers, and another one changes
+
+
+@pytest.fixture
+def reliant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is remembered is relied on, however often it was wrong of late."""
+    monkeypatch.setattr(memory, "RELIABLE", 0.0)
+
+
+async def nothing(_: Client, __: Conversation, ___: User) -> None:
+    pass
+
+
+async def send(there: Client, talk: Conversation, _: User) -> None:
+    await there.message(talk, await there.who(talk.creator_id), "from there")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (nothing, ""),
+        (send, ""),
+        (lambda there, talk, ada: there.mark_read(talk, ada, sequence=1), ""),
+        (lambda there, talk, _: there.update(talk, title="other"), ""),
+        (lambda there, _, ada: there.update_user(ada, full_name="Ada Lovelace"), ""),
+        (lambda there, talk, ada: there.remove(talk, ada), "NOT_A_PARTICIPANT"),
+        (lambda there, talk, ada: there.appoint(talk, ada, OBSERVER), "PERMISSION_DENIED"),
+        (lambda there, talk, _: there.update(talk, is_active=False), "CONVERSATION_ARCHIVED"),
+        (lambda there, talk, _: there.delete(talk), "CONVERSATION_DELETED"),
+        (lambda there, _, ada: there.update_user(ada, is_active=False), "ACTOR_NOT_ALLOWED"),
+        (lambda there, _, ada: there.delete_user(ada), "ACTOR_NOT_ALLOWED"),
+        (lambda there, _, ada: there.update_user(ada, kind=HUMAN), "ROLE_NOT_ALLOWED"),
+    ],
+)
+@pytest.mark.usefixtures("reliant")
+async def test_what_is_remembered_of_a_conversation_is_not_believed_once_it_has_changed(
+    parley: Client,
+    elsewhere: Client,
+    change: Callable[[Client, Conversation, User], Awaitable[Any]],
+    reason: str,
+) -> None:
+    olivia, ada = await parley.user(), await parley.user(kind=AGENT)
+    talk = await parley.conversation(olivia, ada)
+    as_ada = parley.acting_as(ada)
+    for n in range(3):
+        await as_ada.send(talk, str(n), role=ASSISTANT)
+    before = (await parley.seen(talk)).last_sequence
+
+    await change(elsewhere, talk, ada)
+
+    if reason:
+        assert (await failure(as_ada.send(talk, "after", role=ASSISTANT))).reason == reason
+    else:
+        sent = await as_ada.send(talk, "after", role=ASSISTANT)
+        assert sent.sequence == before + 1 + (change is send)
+        assert [message.sequence for message in await parley.all_messages(talk)] == list(
+            range(1, sent.sequence + 1)
+        )
+
+
+@pytest.mark.usefixtures("reliant")
+async def test_who_was_refused_by_what_is_remembered_is_looked_up_after_all(
+    parley: Client, elsewhere: Client
+) -> None:
+    """One who was let in elsewhere, and one who may speak again."""
+    ada, bob = await parley.user(), await parley.user()
+    talk = await parley.conversation(ada, bob)
+    as_bob = parley.acting_as(bob)
+    await as_bob.send(talk)
+    await parley.appoint(talk, bob, OBSERVER)
+    assert (await failure(as_bob.send(talk))).reason == "PERMISSION_DENIED"
+    await parley.message(talk, ada)
+
+    await elsewhere.appoint(talk, bob, MEMBER)
+
+    assert (await as_bob.send(talk)).sequence == 3
+
+
+@pytest.mark.usefixtures("reliant")
+async def test_a_request_that_was_made_elsewhere_is_not_made_again_by_who_remembers(
+    parley: Client, elsewhere: Client
+) -> None:
+    ada = await parley.user()
+    talk = await parley.conversation(ada)
+    await parley.message(talk, ada, "before")
+    first = await parley.message(talk, ada, "once", request_id="r-1")
+    await parley.message(talk, ada, "after")
+
+    here, there = await asyncio.gather(
+        parley.message(talk, ada, "once", request_id="r-1"),
+        elsewhere.message(talk, ada, "once", request_id="r-1"),
+    )
+
+    assert here == there == first
+    assert len(await parley.all_messages(talk)) == 3
+
+
+@pytest.mark.usefixtures("reliant")
+async def test_a_send_that_met_an_unfinished_change_is_decided_anew(
+    parley: Client, database: asyncpg.Connection, postgres: EmbeddedPostgres
+) -> None:
+    """The change takes no lock: the send finds the row taken, and after the wait another version.
+    That is how it looks, too, when somebody commits between the send's snapshot and its lock.
+    """
+    ada = await parley.user()
+    talk = await parley.conversation(ada)
+    await parley.message(talk, ada, "one")
+    url = postgres.url.replace("postgresql+asyncpg", "postgresql")
+    foreign = await asyncpg.connect(url)
+    async with foreign.transaction():
+        await foreign.execute(
+            "WITH c AS (UPDATE conversations SET version = version + 1, is_active = false"
+            " WHERE id = $1 RETURNING *)"
+            " INSERT INTO events (conversation_id, version, era, type)"
+            " SELECT id, version, (SELECT max(era) FROM eras), 'CONVERSATION_UPDATED' FROM c",
+            UUID(talk.id),
+        )
+        sending = asyncio.create_task(parley.message(talk, ada, "two"))
+
+        async def is_waiting() -> bool:
+            return bool(
+                await database.fetchval(
+                    "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                )
+            )
+
+        await until(is_waiting)
+    await foreign.close()
+
+    assert (await failure(sending)).reason == "CONVERSATION_ARCHIVED"
+    assert len(await parley.all_messages(talk)) == 1
+    # The number of its transaction would have been smaller than that of what it waited for.
+    events = await facts(database, talk)
+    assert [event["version"] for event in events] == list(range(1, len(events) + 1))
+
+
+@pytest.mark.usefixtures("reliant")
+async def test_sends_to_one_conversation_on_two_servers_at_once_leave_no_hole(
+    parley: Client, elsewhere: Client, database: asyncpg.Connection
+) -> None:
+    ada = await parley.user()
+    talk = await parley.conversation(ada)
+
+    sent = await asyncio.gather(
+        *(client.message(talk, ada) for _ in range(100) for client in (parley, elsewhere))
+    )
+
+    assert sorted(message.sequence for message in sent) == list(range(1, 201))
+    await require_sums(parley, database, talk)
+    rows = await database.fetch(
+        "SELECT version FROM events WHERE conversation_id = $1 ORDER BY era, xid, version",
+        UUID(talk.id),
+    )
+    versions = [row["version"] for row in rows]
+    assert versions == sorted(versions), "the order of transactions is not that of versions"

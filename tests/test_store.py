@@ -16,6 +16,7 @@ import pytest_asyncio
 import structlog
 from sqlalchemy import text
 
+from parley.v1 import conversation_pb2
 from parley.v1 import message_pb2 as pb
 from service import schema, store
 from service.embedded import EmbeddedPostgres
@@ -320,6 +321,21 @@ class Scene:
             )
         )
 
+    def rename(
+        self, title: str, request_id: str = ""
+    ) -> Awaitable[conversation_pb2.UpdateConversationResponse]:
+        """Unlike a send several statements, with a COMMIT at their end."""
+        return self.client.conversations.UpdateConversation(  # type: ignore[no-any-return]
+            conversation_pb2.UpdateConversationRequest(
+                conversation_id=self.talk.id,
+                conversation=Conversation(title=title),
+                request_id=request_id,
+            )
+        )
+
+    async def title(self) -> str:
+        return (await self.client.seen(self.talk)).title
+
     async def contents(self) -> list[str]:
         messages = await self.client.all_messages(self.talk)
         assert [message.sequence for message in messages] == list(range(1, len(messages) + 1))
@@ -519,17 +535,17 @@ async def test_after_a_crash_another_transactions_number_is_not_taken_for_ones_o
         here.proxy.meanwhile = victim.crash_and_give_its_numbers_out_anew
         here.proxy.faults = [Fault.CUT_BEFORE]
         victim.write_nothing_behind()
-        unknown = await failure(here.send("without"))
+        unknown = await failure(here.rename("without"))
 
-        await until(here.contents)
+        assert await until(here.title) == ""
         here.proxy.faults = [Fault.CUT_BEFORE]
         victim.write_nothing_behind()
-        sent = await here.send("with", "r-1")
+        renamed = await here.rename("with", "r-1")
 
         assert here.proxy.fired == 2
         assert (unknown.code, unknown.reason) == ("UNKNOWN", "COMMIT_OUTCOME_UNKNOWN")
-        assert await until(here.contents) == ["with"]
-        assert (await here.send("with", "r-1")).message == sent.message
+        assert await until(here.title) == "with"
+        assert (await here.rename("with", "r-1")).conversation.etag == renamed.conversation.etag
 
 
 async def test_a_transaction_that_a_crash_forgot_certainly_had_no_effect(
@@ -552,16 +568,54 @@ async def test_a_commit_before_a_crash_or_a_failover_is_known_by_its_request_id(
     async with scene(victim.url, tmp_path) as here:
         here.proxy.meanwhile = lambda: how(victim)
         here.proxy.faults = [Fault.CUT_AFTER]
-        sent = await here.send("with", "r-1")
+        renamed = await here.rename("with", "r-1")
 
-        await until(here.contents)
+        await until(here.title)
         here.proxy.faults = [Fault.CUT_AFTER]
-        unknown = await failure(here.send("without"))
+        unknown = await failure(here.rename("without"))
 
         assert here.proxy.fired == 2
-        assert (await until(lambda: here.send("with", "r-1"))).message == sent.message
+        assert renamed.conversation.title == "with"
         assert (unknown.code, unknown.reason) == ("UNKNOWN", "COMMIT_OUTCOME_UNKNOWN")
-        assert await here.contents() == ["with", "without"]
+        # It was done once, and is not done again.
+        assert (await until(lambda: here.rename("with", "r-1"))).conversation.title == "without"
+
+
+@pytest.mark.parametrize("how", [Victim.crash, Victim.fail_over])
+async def test_a_send_before_a_crash_or_a_failover_is_known_by_its_message(
+    victim: Victim, tmp_path: Path, how: Callable[[Victim], Awaitable[None]]
+) -> None:
+    async with scene(victim.url, tmp_path) as here:
+        here.proxy.faults, here.proxy.meanwhile = [Fault.CUT_AFTER], lambda: how(victim)
+
+        sent = await here.send("once")
+
+        assert here.proxy.fired == 1
+        assert await until(here.contents) == ["once"]
+        (stored,) = await here.client.all_messages(here.talk)
+        assert stored == sent.message
+
+
+async def test_of_several_sends_whose_answer_was_lost_each_is_told_its_own(
+    broken: Scene,
+) -> None:
+    """Those that are remembered, one that is new, and a repetition: all in one statement."""
+    talks = [await broken.client.conversation(broken.ada) for _ in range(4)]
+    for talk in talks[:3]:
+        await broken.client.message(talk, broken.ada, "before")
+    broken.proxy.faults = [Fault.CUT_AFTER]
+
+    answers = await asyncio.gather(
+        *(broken.client.message(talk, broken.ada, f"in {n}") for n, talk in enumerate(talks)),
+        broken.send("twice", "r-1"),
+        broken.send("twice", "r-1"),
+    )
+
+    assert broken.proxy.fired == 1
+    assert answers[4] == answers[5]
+    for talk, sent in zip(talks, answers, strict=False):
+        assert (await broken.client.all_messages(talk))[-1] == sent
+    assert await broken.contents() == ["twice"]
 
 
 async def test_a_standby_is_read_and_not_written_until_it_is_promoted(

@@ -20,6 +20,9 @@ tables = Base.metadata.tables
 # wire takes it apart.
 Row = Mapping[str, Any]
 
+# A statement and its arguments.
+Query = tuple[str, *tuple[object, ...]]
+
 
 @dataclass(frozen=True, slots=True)
 class Mark:
@@ -68,6 +71,22 @@ class Connection:
         async with self._planned(replan):
             rows: list[Row] = await self._driver.fetch(sql, *arguments)
             return rows
+
+    async def write(
+        self,
+        sql: str,
+        *arguments: object,
+        told_by: Query,  # noqa: ARG002
+    ) -> list[Row]:
+        """The one statement of a transaction that writes; each row bears `xid` and `timeline`.
+
+        `told_by`, a statement and its arguments, finds the same rows if it took effect: for whoever
+        lets it commit by itself, and never hears its answer.
+        """
+        rows = await self.fetch(sql, *arguments)
+        if rows:
+            self.mark = Mark(rows[0]["xid"], rows[0]["timeline"])
+        return rows
 
     @asynccontextmanager
     async def _planned(self, anew: bool) -> AsyncIterator[None]:

@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Self
@@ -9,10 +9,10 @@ from sqlalchemy import cast, func, insert, update
 from sqlalchemy.dialects.postgresql import TSVECTOR
 
 from service.domain import EventType
+from service.ids import lock_of
 from service.models.base import HAS_METADATA
 from service.repositories.base import (
     BY_SLUG,
-    Mark,
     Repository,
     Row,
     columns_of,
@@ -23,7 +23,7 @@ from service.repositories.events import Events, Fact
 from service.repositories.visibility import FIRST, IS_UNREAD, LAST, MAY_ACT, SEES, SHOWN, readable
 from service.rules import search
 from service.rules.edits import editor_of
-from service.rules.messages import Accepted, Append, Numbered, Outcome, Reference, State, decide
+from service.rules.messages import Accepted, Append, Numbered, Reference, State, person_id
 
 messages = tables["messages"]
 revisions = tables["message_revisions"]
@@ -36,7 +36,8 @@ MESSAGE = columns_of("messages", "m")
 # good, and to look for no message it read the whole conversation.
 LOAD = f"""
 SELECT k.position, c.id AS conversation_id, c.last_sequence, c.version, c.is_active, c.deleted_at,
-       u.id AS user_id, u.kind, u.is_active AND u.deleted_at IS NULL AS usable,
+       u.id AS user_id, u.revision AS user_revision, u.kind,
+       u.is_active AND u.deleted_at IS NULL AS usable,
        p.status, p.role, p.visible_from_sequence AS first_sequence, COALESCE({SEES}, false) AS sees,
        r.payload_hash, r.sequence AS request_sequence, r.message_count,
        (SELECT e.id FROM messages e
@@ -48,8 +49,7 @@ SELECT k.position, c.id AS conversation_id, c.last_sequence, c.version, c.is_act
        (SELECT ROW(m.id, m.sequence) FROM messages m WHERE m.conversation_id = c.id
         AND m.sequence = k.parent_sequence) AS parent_by_sequence,
        (SELECT ROW(m.id, m.sequence) FROM messages m WHERE m.conversation_id = c.id
-        AND m.id = k.parent_id AND k.parent_id IS NOT NULL) AS parent_by_id,
-       uuidv7() AS new_id
+        AND m.id = k.parent_id AND k.parent_id IS NOT NULL) AS parent_by_id
 FROM unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::text[], $5::bigint[], $6::uuid[],
             $7::bigint[], $8::uuid[]) WITH ORDINALITY
   AS k(conversation_id, user_id, request_key, external_id, reply_to_sequence, reply_to_id,
@@ -60,8 +60,13 @@ LEFT JOIN users u ON u.id = k.user_id
 {looked_up("requests", "r", "r.conversation_id = c.id AND r.key = k.request_key")}
 """
 
-# Step 4: everything in one statement. The clock is read here, under the lock, and never shows less
-# than it did for the conversation's last message.
+# Step 4: everything in one statement, for those conversations whose lock is free and whose version
+# is still the one that was decided on; their senders have not changed either, and their requests
+# are new. The locks come first (an array of a subquery is made before anything else): the number of
+# the transaction, which the first write takes, has to follow the order of versions.
+#
+# A conversation that another transaction changed after this statement's snapshot is looked at again
+# by UPDATE: its version is another one then. What is stored elsewhere comes out of that UPDATE.
 #
 # What is updated is found by ANY, and its values by subqueries that the planner cannot turn into a
 # join: joined, tables that were small when it planned were read whole later, and those of 64
@@ -69,39 +74,58 @@ LEFT JOIN users u ON u.id = k.user_id
 WRITE = f"""
 WITH now AS MATERIALIZED (SELECT clock_timestamp() AS at),
 draft AS MATERIALIZED (
-  SELECT k.*, greatest(now.at, c.last_message_at) AS created_at
-  FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::uuid[], $6::uuid[],
-              $7::text[], $8::text[], $9::text[], $10::int[], $11::int[], $12::int[], $13::text[],
-              $14::uuid[], $15::uuid[], $16::timestamptz[], $17::text[], $18::text[])
-    AS k(conversation_id, id, sequence, version, actor_id, sender_id, role, content, metadata,
+  SELECT *
+  FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::uuid[], $5::uuid[], $6::int[], $7::text[],
+              $8::text[], $9::text[], $10::int[], $11::int[], $12::int[], $13::text[],
+              $14::uuid[], $15::uuid[], $16::timestamptz[], $17::text[], $18::text[],
+              $19::bigint[])
+    AS k(conversation_id, id, sequence, actor_id, sender_id, user_revision, role, content, metadata,
          tokens_used, input_tokens, output_tokens, model, reply_to_message_id, parent_message_id,
-         sent_at, external_id, search)
-  CROSS JOIN now
-  {looked_up("conversations", "c", "c.id = k.conversation_id")}
+         sent_at, external_id, search, version)
+),
+request AS MATERIALIZED (
+  SELECT * FROM unnest($20::uuid[], $21::bytea[], $22::bytea[], $23::bigint[], $24::int[])
+    AS k(conversation_id, key, payload_hash, sequence, message_count)
+),
+held AS MATERIALIZED (
+  SELECT * FROM unnest($25::uuid[], $26::bigint[], $27::bigint[]) AS k(id, lock, version)
+  WHERE pg_try_advisory_xact_lock(lock)
+),
+changed AS MATERIALIZED (
+  SELECT d.conversation_id AS id FROM draft d
+  {looked_up("users", "u", "u.id = COALESCE(d.actor_id, d.sender_id)")}
+  WHERE d.user_revision <> u.revision OR NOT u.is_active OR u.deleted_at IS NOT NULL
+  UNION ALL
+  SELECT r.conversation_id FROM request k
+  {looked_up("requests", "r", "r.conversation_id = k.conversation_id AND r.key = k.key")}
+  WHERE r.conversation_id IS NOT NULL
+),
+grown AS MATERIALIZED (
+  SELECT conversation_id, max(sequence) AS last_sequence, max(version) AS version,
+         COALESCE(sum(tokens_used), 0) AS tokens_used, max(sent_at) AS sent_at,
+         bool_or(sent_at IS NULL) AS is_sent_now
+  FROM draft GROUP BY conversation_id
+),
+moved AS (
+  UPDATE conversations c
+  SET (last_sequence, version, total_tokens_used, last_message_at, last_activity_at) =
+    (SELECT g.last_sequence, g.version, c.total_tokens_used + g.tokens_used,
+            greatest(now.at, c.last_message_at),
+            greatest(c.last_activity_at, g.sent_at,
+                     CASE WHEN g.is_sent_now THEN greatest(now.at, c.last_message_at) END)
+     FROM grown g CROSS JOIN now WHERE g.conversation_id = c.id)
+  WHERE c.id = ANY(ARRAY(SELECT id FROM held WHERE id NOT IN (SELECT id FROM changed)))
+    AND c.version = (SELECT h.version FROM held h WHERE h.id = c.id)
+  RETURNING c.id, c.last_message_at AS at
 ),
 stored AS (
   INSERT INTO messages (conversation_id, id, sequence, sender_id, role, content, metadata,
                         tokens_used, input_tokens, output_tokens, model, reply_to_message_id,
                         parent_message_id, sent_at, external_id, created_at, updated_at, search)
-  SELECT conversation_id, id, sequence, sender_id, role, content, metadata::jsonb, tokens_used,
-         input_tokens, output_tokens, model, reply_to_message_id, parent_message_id, sent_at,
-         external_id, created_at, created_at, search::tsvector
-  FROM draft
-  RETURNING conversation_id, sequence, created_at
-),
-grown AS MATERIALIZED (
-  SELECT conversation_id, max(sequence) AS last_sequence, max(version) AS version,
-         COALESCE(sum(tokens_used), 0) AS tokens_used, max(created_at) AS created_at,
-         max(COALESCE(sent_at, created_at)) AS active_at
-  FROM draft GROUP BY conversation_id
-),
-counted AS (
-  UPDATE conversations c
-  SET (last_sequence, version, total_tokens_used, last_activity_at, last_message_at) =
-    (SELECT g.last_sequence, g.version, c.total_tokens_used + g.tokens_used,
-            greatest(c.last_activity_at, g.active_at), g.created_at
-     FROM grown g WHERE g.conversation_id = c.id)
-  WHERE c.id = ANY($1::uuid[])
+  SELECT d.conversation_id, d.id, d.sequence, d.sender_id, d.role, d.content, d.metadata::jsonb,
+         d.tokens_used, d.input_tokens, d.output_tokens, d.model, d.reply_to_message_id,
+         d.parent_message_id, d.sent_at, d.external_id, moved.at, moved.at, d.search::tsvector
+  FROM draft d JOIN moved ON moved.id = d.conversation_id
 ),
 spoke AS MATERIALIZED (
   SELECT conversation_id, sender_id, max(sequence) AS sequence FROM draft
@@ -111,7 +135,7 @@ read AS (
   UPDATE participants p
   SET last_read_sequence = (SELECT s.sequence FROM spoke s
                             WHERE s.conversation_id = p.conversation_id AND s.sender_id = p.user_id)
-  WHERE p.conversation_id = ANY($1::uuid[]) AND p.user_id = ANY($6::uuid[])
+  WHERE p.conversation_id = ANY(ARRAY(SELECT id FROM moved)) AND p.user_id = ANY($5::uuid[])
     AND p.last_read_sequence < (SELECT s.sequence FROM spoke s
                                 WHERE s.conversation_id = p.conversation_id
                                   AND s.sender_id = p.user_id)
@@ -119,17 +143,25 @@ read AS (
 told AS (
   INSERT INTO events (conversation_id, version, era, type, committed_at, actor_id, sequence,
                       revision, user_id)
-  SELECT conversation_id, version, (SELECT max(era) FROM eras), 'MESSAGE_CREATED', created_at,
-         actor_id, sequence, 1, sender_id
-  FROM draft
+  SELECT d.conversation_id, d.version, (SELECT max(era) FROM eras), 'MESSAGE_CREATED', moved.at,
+         d.actor_id, d.sequence, 1, d.sender_id
+  FROM draft d JOIN moved ON moved.id = d.conversation_id
 ),
 recorded AS (
   INSERT INTO requests (conversation_id, key, payload_hash, sequence, message_count)
-  SELECT * FROM unnest($19::uuid[], $20::bytea[], $21::bytea[], $22::bigint[], $23::int[])
+  SELECT k.* FROM request k JOIN moved ON moved.id = k.conversation_id
 )
-SELECT conversation_id, sequence, created_at, pg_current_xact_id()::text AS xid,
+SELECT id AS conversation_id, at, pg_current_xact_id()::text AS xid,
        left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline
-FROM stored
+FROM moved
+"""
+
+# What WRITE would have answered, of those conversations where it took effect.
+WRITTEN = f"""
+SELECT m.conversation_id, m.created_at AS at
+FROM unnest($1::uuid[], $2::uuid[]) AS k(conversation_id, id)
+{looked_up("messages", "m", "m.conversation_id = k.conversation_id AND m.id = k.id")}
+WHERE m.id IS NOT NULL
 """
 
 # What each asker may read of one message. No row where the conversation is missing or hidden, or
@@ -251,8 +283,8 @@ OF_ONE = {
 # How many arguments PAGES has without filters.
 PAGE_ARGUMENTS = 5
 
-# When each accepted message was made, by (conversation, sequence).
-Times = dict[tuple[UUID, int], datetime]
+# When the messages just appended to each conversation were made.
+Times = dict[UUID, datetime]
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,21 +321,13 @@ class Found:
 
 
 class Messages(Repository):
-    async def append(self, items: list[Append]) -> tuple[list[Outcome], Times]:
-        """Append to any number of conversations whose locks are held: one outcome an item.
-
-        Steps 2 to 4 of the write protocol: load, decide, write, each set-wise.
-        """
-        states, new_ids = await self._load(items)
-        outcomes = decide(items, states, new_ids)
-        return outcomes, await self._write(items, outcomes)
-
-    async def _load(self, items: list[Append]) -> tuple[dict[UUID, State], Iterator[UUID]]:
+    async def load(self, items: list[Append]) -> dict[UUID, State]:
+        """What decides about the items, by their conversations."""
         drafts = [(item, draft) for item in items for draft in item.drafts]
         rows = await self._connection.fetch(
             LOAD,
             [item.conversation_id for item, _ in drafts],
-            [item.actor.id if item.actor else draft.sender_id for item, draft in drafts],
+            [person_id(item, draft) for item, draft in drafts],
             [item.request.key if item.request else None for item, _ in drafts],
             [draft.external_id for _, draft in drafts],
             [_sequence(draft.reply_to) for _, draft in drafts],
@@ -333,48 +357,53 @@ class Messages(Repository):
                 _note(state, draft.reply_to, row["reply_by_id"] or row["reply_by_sequence"])
             if draft.parent is not None:
                 _note(state, draft.parent, row["parent_by_id"] or row["parent_by_sequence"])
-        return states, iter([row["new_id"] for row in rows])
+        return states
 
-    async def _write(self, items: list[Append], outcomes: list[Outcome]) -> Times:
-        accepted = [
-            (item, outcome.messages)
-            for item, outcome in zip(items, outcomes, strict=True)
-            if isinstance(outcome, Accepted) and not item.dry_run
-        ]
-        rows: list[Numbered] = [message for _, batch in accepted for message in batch]
+    async def write(self, accepted: list[tuple[Append, Accepted]]) -> Times:
+        """Store what was accepted, of the conversations that are free and still as they were when
+        it was; each of them is all or nothing.
+        """
+        rows: list[Numbered] = [message for _, each in accepted for message in each.messages]
         if not rows:
             return {}
         requested = [
-            (item.conversation_id, item.request, batch) for item, batch in accepted if item.request
+            (item.conversation_id, item.request, each.messages)
+            for item, each in accepted
+            if item.request
         ]
-        stored = await self._connection.fetch(
+        first = {row.conversation_id: row for row in reversed(rows)}
+        written = await self._connection.write(
             WRITE,
             [row.conversation_id for row in rows],
             [row.id for row in rows],
             [row.sequence for row in rows],
-            [row.version for row in rows],
             [row.actor_id for row in rows],
             [row.draft.sender_id for row in rows],
+            [row.user_revision for row in rows],
             [row.draft.role for row in rows],
             [row.draft.content for row in rows],
             [row.draft.metadata for row in rows],
-            [row.draft.tokens_used for row in rows],
-            [row.draft.input_tokens for row in rows],
-            [row.draft.output_tokens for row in rows],
+            _column(row.draft.tokens_used for row in rows),
+            _column(row.draft.input_tokens for row in rows),
+            _column(row.draft.output_tokens for row in rows),
             [row.draft.model for row in rows],
-            [row.reply_to_message_id for row in rows],
-            [row.parent_message_id for row in rows],
-            [row.draft.sent_at for row in rows],
-            [row.draft.external_id for row in rows],
+            _column(row.reply_to_message_id for row in rows),
+            _column(row.parent_message_id for row in rows),
+            _column(row.draft.sent_at for row in rows),
+            _column(row.draft.external_id for row in rows),
             await _words(rows),
+            [row.version for row in rows],
             [conversation_id for conversation_id, _, _ in requested],
             [request.key for _, request, _ in requested],
             [request.payload_hash for _, request, _ in requested],
-            [batch[0].sequence for _, _, batch in requested],
-            [len(batch) for _, _, batch in requested],
+            [messages[0].sequence for _, _, messages in requested],
+            [len(messages) for _, _, messages in requested],
+            list(first),
+            [lock_of(conversation_id) for conversation_id in first],
+            [row.version - 1 for row in first.values()],
+            told_by=(WRITTEN, list(first), [row.id for row in first.values()]),
         )
-        self._connection.mark = Mark(stored[0]["xid"], stored[0]["timeline"])
-        return {(row["conversation_id"], row["sequence"]): row["created_at"] for row in stored}
+        return {row["conversation_id"]: row["at"] for row in written}
 
     async def find(self, keys: Sequence[Key]) -> list[Row | None]:
         """The message behind each key that its asker may read, in the same order."""
@@ -614,6 +643,14 @@ class Messages(Repository):
             replan=metadata_contains != "{}",
         )
         return page
+
+
+def _column(values: Iterable[object]) -> list[object]:
+    """Of nothing but None, nothing: unnest makes it as long as the others, and nobody looks at each
+    of its elements before.
+    """
+    column = list(values)
+    return column if any(value is not None for value in column) else []
 
 
 async def _words(rows: list[Numbered]) -> list[str]:

@@ -81,6 +81,8 @@ class Numbered:
     sequence: int
     version: int
     actor_id: UUID | None
+    # Of the user that the decision was about, if there is one.
+    user_revision: int | None
     reply_to_message_id: UUID | None
     parent_message_id: UUID | None
 
@@ -115,6 +117,11 @@ class State:
     # (id, sequence) of each message that a draft points at, under the reference it used.
     messages: dict[Reference, tuple[UUID, int]] = field(default_factory=dict)
     external_ids: dict[str, UUID] = field(default_factory=dict)
+
+
+def person_id(item: Append, draft: Draft) -> UUID | None:
+    """The user whom the decision about a draft is about."""
+    return item.actor.id if item.actor else draft.sender_id
 
 
 def decide(
@@ -202,6 +209,7 @@ def _number(item: Append, state: State, new_ids: Iterator[UUID]) -> tuple[Number
                     external_id=draft.external_id,
                 )
             taken[draft.external_id] = id
+        person = _person(item, draft, state)
         messages.append(
             Numbered(
                 draft=draft,
@@ -210,6 +218,7 @@ def _number(item: Append, state: State, new_ids: Iterator[UUID]) -> tuple[Number
                 sequence=sequence,
                 version=state.version + offset,
                 actor_id=item.actor.id if item.actor else None,
+                user_revision=person["user_revision"] if person else None,
                 reply_to_message_id=_resolve(
                     draft.reply_to, item, state, siblings, "REPLY_TO_NOT_FOUND", draft.field
                 ),
@@ -221,6 +230,11 @@ def _number(item: Append, state: State, new_ids: Iterator[UUID]) -> tuple[Number
         if item.expected_last_sequence is not None:
             siblings[sequence] = (id, sequence)
     return tuple(messages)
+
+
+def _person(item: Append, draft: Draft, state: State) -> Person | None:
+    id = person_id(item, draft)
+    return state.people.get(id) if id else None
 
 
 def _resolve(

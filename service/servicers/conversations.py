@@ -9,7 +9,6 @@ from uuid import UUID
 from parley.v1 import conversation_pb2 as pb
 from parley.v1 import conversation_pb2_grpc, participant_pb2
 from service import masks, paging, wire
-from service.coalescer import lock_of
 from service.domain import ParticipantRole, ParticipantStatus
 from service.errors import (
     InvalidArgument,
@@ -19,6 +18,7 @@ from service.errors import (
 )
 from service.fields import Fields
 from service.identity import Call, checks_actor
+from service.ids import lock_of
 from service.lookups import Lookups
 from service.making import Maker
 from service.opening import open_all, show_all, weight_of

@@ -8,11 +8,11 @@ from uuid import UUID
 from parley.v1 import message_pb2 as pb
 from parley.v1 import message_pb2_grpc
 from service import masks, paging, wire
-from service.coalescer import lock_of
 from service.domain import MessageRole, MessageStatus
 from service.errors import NotFound
 from service.fields import Fields
 from service.identity import Call, checks_actor
+from service.ids import lock_of
 from service.lookups import Lookups, require_reader
 from service.paging import PageTokens, Position
 from service.repositories.base import Row

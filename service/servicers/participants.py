@@ -6,11 +6,11 @@ from uuid import UUID
 from parley.v1 import participant_pb2 as pb
 from parley.v1 import participant_pb2_grpc
 from service import masks, paging, wire
-from service.coalescer import lock_of
 from service.domain import ParticipantRole, ParticipantStatus
 from service.errors import FailedPrecondition, NotFound, PermissionDenied
 from service.fields import Fields
 from service.identity import Call, checks_actor
+from service.ids import lock_of
 from service.lookups import Lookups
 from service.paging import PageTokens
 from service.reading import Reader

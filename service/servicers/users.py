@@ -7,11 +7,11 @@ from uuid import UUID
 from parley.v1 import user_pb2 as pb
 from parley.v1 import user_pb2_grpc
 from service import masks, paging, wire
-from service.coalescer import lock_of
 from service.domain import UserKind
 from service.errors import Aborted, NotFound, ParleyError, Unavailable
 from service.fields import Fields
 from service.identity import Call
+from service.ids import lock_of
 from service.lookups import Lookups
 from service.making import Maker, found
 from service.paging import PageTokens

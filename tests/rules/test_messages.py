@@ -34,6 +34,7 @@ ADA, BOB, OLIVIA, IVAN, EVE = (UUID(int=n) for n in range(11, 16))
 def person(role: str, status: str = "JOINED", **values: Any) -> dict[str, Any]:
     standing = {
         "kind": UserKind.HUMAN,
+        "user_revision": 1,
         "usable": True,
         "status": status,
         "role": role,

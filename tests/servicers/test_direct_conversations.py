@@ -10,7 +10,7 @@ import pytest
 
 from parley.v1 import conversation_pb2 as pb
 from parley.v1 import participant_pb2
-from service.coalescer import lock_of
+from service.ids import lock_of
 
 from ..make import (
     OWNER,

@@ -11,8 +11,8 @@ import pytest_asyncio
 
 from parley.v1 import access_pb2, conversation_pb2, message_pb2, participant_pb2
 from service import following
-from service.coalescer import lock_of
 from service.embedded import EmbeddedPostgres
+from service.ids import lock_of
 from service.repositories import feed
 from service.server import Server
 

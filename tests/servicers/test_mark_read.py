@@ -10,8 +10,8 @@ import pytest
 
 from parley.v1 import message_pb2
 from parley.v1 import participant_pb2 as pb
-from service.coalescer import lock_of
 from service.embedded import EmbeddedPostgres
+from service.ids import lock_of
 
 from ..make import (
     MEMBER,

@@ -11,7 +11,7 @@ import pytest
 
 from parley.v1 import conversation_pb2, participant_pb2
 from parley.v1 import user_pb2 as pb
-from service.coalescer import lock_of
+from service.ids import lock_of
 from service.repositories.conversations import TIED
 
 from ..make import (

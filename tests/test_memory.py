@@ -1,0 +1,113 @@
+"""What a server remembers of conversations, and when it relies on it."""
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from service import memory
+from service.domain import MessageRole
+from service.identity import Actor
+from service.memory import Memory
+from service.rules.messages import Append, Draft, State
+
+TALK, ADA, BOB = UUID(int=1), UUID(int=11), UUID(int=12)
+
+
+def item(talk: UUID = TALK, by: UUID = ADA, *, dry_run: bool = False, **values: Any) -> Append:
+    draft = Draft(role=MessageRole.USER, content="hello", sender_id=by, **values)
+    return Append(
+        conversation=str(talk),
+        conversation_id=talk,
+        actor=Actor(by),
+        drafts=(draft,),
+        dry_run=dry_run,
+    )
+
+
+def looked_up(*people: UUID, version: int = 7) -> State:
+    rows = {id: {"user_revision": 1} for id in people}
+    return State({"version": version}, last_sequence=5, version=version, people=dict(rows))
+
+
+def wrote(store: Memory, state: State, talk: UUID = TALK) -> None:
+    """Looked up, decided by, and written."""
+    state.version += 1
+    store.keep({}, {talk: state}, [talk])
+
+
+def test_what_was_written_is_known_until_somebody_decides_by_it() -> None:
+    known = Memory()
+    assert known.recall([item()]) == {}
+    wrote(known, looked_up(ADA))
+
+    recalled = known.recall([item(), item()])
+
+    assert recalled[TALK].version == 8
+    assert known.recall([item()]) == {}, "two would have decided by the same state"
+    known.keep(recalled, {}, [TALK])
+    assert known.recall([item()]) == recalled
+
+
+def test_what_was_looked_up_and_not_written_is_not_known() -> None:
+    known = Memory()
+    known.keep({}, {TALK: looked_up(ADA)}, [])
+    assert known.recall([item()]) == {}
+
+
+@pytest.mark.parametrize(
+    "unusual",
+    [
+        item(by=BOB),
+        item(dry_run=True),
+        item(reply_to=1),
+        item(parent=UUID(int=5)),
+        item(external_id="x"),
+    ],
+)
+def test_what_has_to_be_looked_up_is_looked_up_for_its_whole_conversation(unusual: Append) -> None:
+    known = Memory()
+    wrote(known, looked_up(ADA))
+    assert known.recall([item(), unusual]) == {}
+    assert known.recall([item()])
+
+
+def test_who_was_known_stays_known_when_somebody_else_is_looked_up_unless_all_has_changed() -> None:
+    known = Memory()
+    wrote(known, looked_up(ADA, version=7))
+    wrote(known, looked_up(BOB, version=8))
+    assert known.recall([item(by=ADA), item(by=BOB)])[TALK].people.keys() == {ADA, BOB}
+
+    wrote(known, looked_up(ADA, version=8))
+    wrote(known, looked_up(BOB, version=10))
+    assert known.recall([item(by=ADA)]) == {}
+
+
+def test_only_so_many_conversations_and_people_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "MAX_CONVERSATIONS", 2)
+    known = Memory()
+    for n in (1, 2, 3):
+        wrote(known, looked_up(ADA), UUID(int=n))
+    assert not known.recall([item(UUID(int=1))])
+    assert len(known.recall([item(UUID(int=2)), item(UUID(int=3))])) == 2
+
+    crowd = [UUID(int=1000 + n) for n in range(memory.MAX_PEOPLE + 1)]
+    wrote(known, looked_up(*crowd))
+    assert not known.recall([item(by=crowd[0])])
+
+
+def test_what_is_wrong_again_and_again_is_not_relied_on_until_it_would_have_been_right() -> None:
+    known = Memory()
+    tries = 0
+    while True:
+        wrote(known, looked_up(ADA))
+        if not (recalled := known.recall([item()])):
+            break
+        tries += 1
+        known.keep(recalled, {}, [])
+    assert 3 <= tries <= 10
+
+    wrote(known, looked_up(ADA, version=1))
+    for version in range(2, 20):
+        wrote(known, looked_up(ADA, version=version))
+    assert known.recall([item()])
