@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from statistics import median
+from statistics import quantiles
 from typing import Any
 
 import asyncpg
@@ -19,11 +19,13 @@ from .make import Client, Conversation, User
 from .process import Service
 
 STALLED, CHANNELS = 200, 4
-# As long again and again: without them, and with them, a minute in all.
-ROUNDS, QUIET_SECONDS, STALLED_SECONDS = 3, 8, 20
+# By turns without them and with them, a minute of each, in windows of the same length: whatever
+# else the machine does lengthens the p99 of those in which it does, and long ones meet more of it.
+# So the better windows are compared: what those who read nothing cost the others is in all of them.
+ROUNDS, WINDOWS, WINDOW_SECONDS = 3, 4, 5
 READERS, WRITERS, PAUSE_SECONDS = 8, 4, 0.04
 # A connection of its own, with windows that do not grow: they are full soon.
-WINDOW = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
+SMALL = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
 MIB = 1 << 20
 
 
@@ -52,7 +54,7 @@ async def test_two_hundred_who_read_nothing_cost_little_and_hold_nobody_up(tmp_p
         async with AsyncExitStack() as open_channels:
             channels = [
                 await open_channels.enter_async_context(
-                    grpc.aio.insecure_channel(service.address, options=WINDOW)
+                    grpc.aio.insecure_channel(service.address, options=SMALL)
                 )
                 for _ in range(CHANNELS + 1)
             ]
@@ -77,18 +79,18 @@ async def _compare(service: Service, parley: Client, others: list[Client]) -> No
 
     await _talk(parley, talk, ada, readers, seconds=3)
     before = process.memory_info().rss / MIB
-    without, beside, most = [], [], before
+    without: list[float] = []
+    beside: list[float] = []
+    most = before
     for _ in range(ROUNDS):
-        without.append(await _talk(parley, talk, ada, readers, seconds=QUIET_SECONDS))
+        without += await _windows(parley, talk, ada, readers)
         async with _stalled(others, talk):
             await _at_rest(process)
-            talking = asyncio.create_task(
-                _talk(parley, talk, ada, readers, seconds=STALLED_SECONDS)
-            )
+            talking = asyncio.create_task(_windows(parley, talk, ada, readers))
             while not talking.done():
                 most = max(most, process.memory_info().rss / MIB)
                 await asyncio.sleep(0.2)
-            beside.append(await talking)
+            beside += await talking
             assert await _in_transaction(service) == 0
     for task in tasks:
         assert not task.done(), task
@@ -100,7 +102,18 @@ async def _compare(service: Service, parley: Client, others: list[Client]) -> No
         f" with them {[round(p99) for p99 in beside]} ms"
     )
     assert most - before <= 64
-    assert median(beside) <= 2 * median(without)
+    assert _better(beside) <= 2 * _better(without)
+
+
+def _better(p99s: list[float]) -> float:
+    """The p99 that a quarter of the windows do not exceed."""
+    return quantiles(p99s, n=4)[0]
+
+
+async def _windows(
+    parley: Client, talk: Conversation, by: User, readers: list[Reader]
+) -> list[float]:
+    return [await _talk(parley, talk, by, readers, seconds=WINDOW_SECONDS) for _ in range(WINDOWS)]
 
 
 async def _talk(
