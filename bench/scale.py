@@ -27,13 +27,13 @@ from bench.measure import Run, drive
 from bench.processes import AROUND, Target, pin, serving
 from bench.run import ROOT, build_load, tell
 from bench.stage import Group
+from service.driver import SESSION
 from service.embedded import EmbeddedPostgres
 from service.repositories.base import Connection, Row
 from service.repositories.inbox import Inbox
 from service.repositories.search import Search, Wanted
 from service.rules import search
 from service.server import development_token
-from service.store import SESSION
 
 MESSAGES = 100  # in each conversation
 PEOPLE = 5

@@ -11,9 +11,9 @@ from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 import migrations
+from service.driver import driver_url
 from service.models import Base
 from service.models.event import Xid8
-from service.store import driver_url
 
 log = structlog.get_logger()
 

@@ -11,8 +11,8 @@ from contextlib import suppress
 
 import structlog
 
+from service.driver import line
 from service.errors import Unavailable
-from service.store import line
 
 log = structlog.get_logger()
 

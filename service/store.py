@@ -9,31 +9,42 @@ checks, when it writes, that what it was decided on is still so.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 from uuid import uuid4
 
 import asyncpg
 import structlog
-from sqlalchemy import event, exc
-from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy import exc
 from sqlalchemy.pool import PoolProxiedConnection
 
-from service.errors import (
-    Aborted,
-    DataLoss,
-    InvalidArgument,
-    ParleyError,
-    Unavailable,
-    Unknown,
+from service.driver import (
+    LOST,
+    PING_SECONDS,
+    READ_ONLY_SESSION,
+    SESSION,
+    STALE,
+    Kept,
+    cause_of,
+    checkout,
+    discard,
+    is_bad_value,
+    is_lost,
+    new_engine,
 )
-from service.logs import text_of
+from service.errors import Aborted, DataLoss, InvalidArgument, ParleyError, Unavailable
+from service.indoubt import Inquiry, SelfCommitting, mark_of
 from service.metrics import CONNECTIONS
-from service.repositories.base import Connection, Mark, Query, Row
+from service.repositories.base import Connection, Mark
 from service.repositories.conversations import Conversations
 from service.repositories.cursors import Cursors
 from service.repositories.events import Events
@@ -47,44 +58,14 @@ from service.repositories.requests import Requests
 from service.repositories.search import Search
 from service.repositories.tokens import Tokens
 from service.repositories.users import Users
-from service.settings import ConfigurationError
 
 log = structlog.get_logger()
 
-T = TypeVar("T")
-
 POOL_WAIT_SECONDS = 0.25
-CONNECT_SECONDS = 3.0
-# The server ends a statement first; the client's limit is for a server that says nothing at all.
-STATEMENT_MILLISECONDS = 4_000
-COMMAND_SECONDS = 5.0
-RESOLVE_SECONDS = 10.0
-PING_SECONDS = 1.0
 # How long a call queues before it may ask for a lock.
 QUEUE_SECONDS = 5.0
 CLOSE_SECONDS = 2.0
 
-SESSION = {
-    "application_name": "parley",
-    "statement_timeout": str(STATEMENT_MILLISECONDS),
-    "lock_timeout": "2000",
-    "idle_in_transaction_session_timeout": "10000",
-    "transaction_timeout": "15000",
-    # Every statement of ours is short; compiling one costs more than it could save.
-    "jit": "off",
-    # Every statement of ours finds its rows by an index. Planned while tables are small, it would
-    # rather read them whole, and go on with it until the next ANALYZE, however they grow: with
-    # 20,000 new conversations a send took 55 ms instead of 3, and reading one message 70.
-    "enable_seqscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-    "enable_material": "off",
-    # A plan for all calls, made once a connection. Left to choose, PostgreSQL plans a write of few
-    # messages anew each time, as it takes the plan for all calls to be one for many.
-    "plan_cache_mode": "force_generic_plan",
-    "timezone": "UTC",
-}
-READ_ONLY_SESSION = {**SESSION, "default_transaction_read_only": "on"}
 BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 
 # "off" on a primary, unless somebody has made it, its database or our role read-only by default.
@@ -95,66 +76,6 @@ SELECT version_num AS revision, current_setting('transaction_read_only') = 'off'
        pg_snapshot_xmax(pg_current_snapshot())::text AS end_xid
 FROM alembic_version
 """
-
-# When this database last recovered from a crash: then all statistics begin anew, and only then.
-LIFE = "SELECT stats_reset::text FROM pg_stat_checkpointer"
-CONNECTED = f"""
-SELECT ({LIFE}) AS life, system_identifier::text AS cluster, pid, backend_start::text AS started
-FROM pg_control_system(), pg_stat_get_activity(pg_backend_pid())
-"""
-TIMELINE = "left(pg_walfile_name(pg_current_wal_lsn()), 8)"
-# Asked for before COMMIT, to find out afterwards what became of the transaction.
-MARK = f"SELECT pg_current_xact_id_if_assigned()::text AS xid, {TIMELINE} AS timeline"
-# Fails on a standby, which may lag behind and must not be asked.
-HISTORY = f"SELECT {TIMELINE} AS timeline, ({LIFE}) AS life"
-STATUS = "SELECT pg_xact_status($1::text::xid8)"
-# Nobody will send this transaction its COMMIT any more, and it may hold a conversation's lock.
-END_BACKEND = """
-SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_xid = $1::text::xid8::xid
-"""
-# The same for a statement that commits by itself: a row as long as that session lives.
-END_SESSION = """
-SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-WHERE pid = $1 AND backend_start::text = $2
-"""
-
-# What a database that is refused, lost, frozen or gone looks like. A TimeoutError is an OSError.
-LOST = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-
-# A statement was prepared before somebody changed the schema: the next time it is prepared anew.
-STALE = (
-    asyncpg.InvalidCachedStatementError,
-    asyncpg.exceptions.OutdatedSchemaCacheError,
-)
-
-# What may follow the question mark in a URL: asyncpg's names, and libpq's for the same.
-URL_PARAMETERS = {
-    "host": "host",
-    "port": "port",
-    "ssl": "ssl",
-    "sslmode": "ssl",
-    "passfile": "passfile",
-    "target_session_attrs": "target_session_attrs",
-}
-
-
-def driver_url(url: str) -> str:
-    """SQLAlchemy's spelling of a PostgreSQL URL; raises ConfigurationError for any other."""
-    try:
-        parsed = make_url(url)
-    except (exc.ArgumentError, ValueError):
-        parsed = None
-    if parsed is None or parsed.drivername not in ("postgres", "postgresql", "postgresql+asyncpg"):
-        raise ConfigurationError(
-            "PARLEY_DATABASE_URL: it must be postgresql://USER:PASSWORD@HOST:PORT/DATABASE, "
-            "with what is not a letter or a digit in USER and PASSWORD percent-encoded."
-        )
-    unknown = ", ".join(sorted(set(parsed.query) - set(URL_PARAMETERS)))
-    if unknown:
-        raise ConfigurationError(f"PARLEY_DATABASE_URL: there is no parameter {unknown}.")
-    query = {URL_PARAMETERS[name]: value for name, value in parsed.query.items()}
-    parsed = parsed.set(drivername="postgresql+asyncpg", query=query)
-    return parsed.render_as_string(hide_password=False)
 
 
 class Snapshot:
@@ -268,13 +189,14 @@ class Store:
     """A pool of connections, and whether the database behind it answers."""
 
     def __init__(self, url: str, *, pool_size: int = 10) -> None:
-        self._engine = _engine(
+        self._engine = new_engine(
             url, READ_ONLY_SESSION, pool_size=pool_size, pool_wait=POOL_WAIT_SECONDS
         )
         # For statements that write and commit by themselves. One batch at a time does that.
-        self._writing_engine = _engine(url, SESSION, pool_size=1, pool_wait=POOL_WAIT_SECONDS)
+        self._writer = Kept(new_engine(url, SESSION, pool_size=1, pool_wait=POOL_WAIT_SECONDS))
         # A ping must not queue behind the calls whose fate it foretells.
-        self._ping_engine = _engine(url, SESSION, pool_size=1, pool_wait=PING_SECONDS)
+        self._ping_engine = new_engine(url, SESSION, pool_size=1, pool_wait=PING_SECONDS)
+        self._inquiry = Inquiry(self._ping_engine, on_answer=self._note_answer)
         # Kept by whoever pings. While False, calls are refused at once instead of waiting.
         self.reachable = True
         self.writable = True
@@ -291,8 +213,11 @@ class Store:
         """Take leave of the database, unless that says nothing."""
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
-                for engine in (self._engine, self._writing_engine, self._ping_engine):
-                    await engine.dispose()
+                for pool in (self._engine, self._writer, self._ping_engine):
+                    await pool.dispose()
+
+    def _note_answer(self) -> None:
+        self.reachable = True
 
     def require_reachable(self) -> None:
         if not self.reachable:
@@ -300,15 +225,15 @@ class Store:
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Snapshot]:
-        async with self._connect(self._engine) as pooled:
+        async with self._connect(checkout(self._engine)) as pooled:
             yield Snapshot(Connection(self._engine, pooled))
 
     @asynccontextmanager
     async def statements(self) -> AsyncIterator[Statements]:
         """A connection on which `write` commits by itself."""
         self._require_writable()
-        async with self._connect(self._writing_engine) as pooled:
-            statements = Statements(SelfCommitting(self, self._writing_engine, pooled))
+        async with self._connect(self._writer.checkout()) as pooled:
+            statements = Statements(SelfCommitting(self._inquiry, self._writer.engine, pooled))
             try:
                 yield statements
             finally:
@@ -345,9 +270,9 @@ class Store:
                 yield transaction
                 mark = transaction.connection.mark
                 if not transaction.dry_run and mark is None:
-                    mark = await _mark(driver)
+                    mark = await mark_of(driver)
             except BaseException as error:
-                if not _is_lost(error):
+                if not is_lost(error):
                     await driver.execute("ROLLBACK")
                 raise
             if transaction.dry_run:
@@ -370,7 +295,7 @@ class Store:
         """
         async with AsyncExitStack() as exits:
             async with self._turn() if may_wait else nullcontext():
-                pooled = await exits.enter_async_context(self._connect(self._engine))
+                pooled = await exits.enter_async_context(self._connect(checkout(self._engine)))
                 status = await _begin(pooled.driver_connection, first)
             yield pooled, status
 
@@ -392,14 +317,14 @@ class Store:
         try:
             async with (
                 asyncio.timeout(PING_SECONDS),
-                _checkout(self._ping_engine) as pooled,
+                checkout(self._ping_engine) as pooled,
             ):
                 driver: Any = pooled.driver_connection
                 row = await driver.fetchrow(PING)
         except asyncpg.UndefinedTableError:
             return Condition(None)
         except (*LOST, exc.SQLAlchemyError, asyncpg.PostgresError) as error:
-            raise Unavailable("DATABASE_UNAVAILABLE") from _cause(error)
+            raise Unavailable("DATABASE_UNAVAILABLE") from cause_of(error)
         if row is None:
             return Condition(None)
         return Condition(
@@ -415,18 +340,20 @@ class Store:
         else None. Raises Unavailable.
         """
         try:
-            async with _checkout(self._ping_engine) as pooled:
+            async with checkout(self._ping_engine) as pooled:
                 return await Events(Connection(self._ping_engine, pooled)).begin_era()
         except (*LOST, exc.SQLAlchemyError, asyncpg.PostgresError) as error:
-            raise Unavailable("DATABASE_UNAVAILABLE") from _cause(error)
+            raise Unavailable("DATABASE_UNAVAILABLE") from cause_of(error)
 
     @asynccontextmanager
-    async def _connect(self, engine: AsyncEngine) -> AsyncIterator[PoolProxiedConnection]:
+    async def _connect(
+        self, taken: AbstractAsyncContextManager[PoolProxiedConnection]
+    ) -> AsyncIterator[PoolProxiedConnection]:
         self.require_reachable()
         try:
-            async with _checkout(engine) as pooled:
+            async with taken as pooled:
                 if self.cluster not in (None, pooled.info["cluster"]):
-                    _discard(pooled)
+                    discard(pooled)
                     raise Unavailable("DATABASE_UNAVAILABLE")
                 with CONNECTIONS.track_inprogress():
                     yield pooled
@@ -435,7 +362,7 @@ class Store:
             if translated.reason == "DATABASE_READ_ONLY":
                 # The writer may be elsewhere by now: connect anew.
                 await self._engine.dispose()
-                await self._writing_engine.dispose()
+                await self._writer.dispose()
             raise translated from error
 
     async def _commit(self, pooled: PoolProxiedConnection, mark: Mark | None) -> None:
@@ -446,195 +373,12 @@ class Store:
         except (*LOST, asyncpg.PostgresError) as error:
             if mark is None:
                 # Nothing was written, so nothing can be lost.
-                return _discard(pooled)
-            if not _is_lost(error):
+                return discard(pooled)
+            if not is_lost(error):
                 raise
             life = pooled.info["life"]
-            _discard(pooled)
-            await self._resolve(mark, life)
-
-    async def _resolve(self, mark: Mark, life: str) -> None:
-        """Return if it took effect; raise Unavailable if not, Unknown if nobody knows."""
-        log.warning("commit_uncertain", xid=mark.xid)
-        fate = await _asked(lambda: self._fate(mark, life)) or "unknown"
-        log.warning("commit_resolved", xid=mark.xid, fate=fate)
-        if fate == "aborted":
-            raise Unavailable("DATABASE_UNAVAILABLE")
-        if fate != "committed":
-            raise Unknown("COMMIT_OUTCOME_UNKNOWN")
-
-    async def resolve_write(self, session: "Session", told_by: Query) -> list[Row]:
-        """What a statement did that committed by itself, in a session that is lost; raises
-        Unavailable if that was nothing, Unknown if nobody knows.
-        """
-        log.warning("commit_uncertain", pid=session.pid)
-        rows = await _asked(lambda: self._written(session, told_by))
-        fate = "unknown" if rows is None else "committed" if rows else "aborted"
-        log.warning("commit_resolved", pid=session.pid, fate=fate)
-        if rows is None:
-            raise Unknown("COMMIT_OUTCOME_UNKNOWN")
-        if not rows:
-            raise Unavailable("DATABASE_UNAVAILABLE")
-        return rows
-
-    async def _written(self, session: "Session", told_by: Query) -> list[Row] | None:
-        """The rows that say what was written; None while that may still change, or nobody tells."""
-        try:
-            async with _checkout(self._ping_engine) as pooled:
-                driver: Any = pooled.driver_connection
-                await driver.fetchrow(HISTORY)
-                self.reachable = True
-                if await driver.fetchrow(END_SESSION, session.pid, session.started):
-                    return None
-                rows: list[Row] = await driver.fetch(*told_by)
-                return rows
-        except (*LOST, exc.SQLAlchemyError, asyncpg.PostgresError) as error:
-            log.info("commit_resolving", pid=session.pid, error=text_of(_cause(error)))
-            return None
-
-    async def _fate(self, mark: Mark, life: str) -> str | None:
-        """What became of a transaction, by PostgreSQL's own record; None while it does not tell.
-
-        A transaction that had not reached the disk when PostgreSQL crashed is forgotten together
-        with its number, and the number is given out anew: after a crash, or on another timeline,
-        "committed" may be somebody else's. Everything else then means that ours is not there.
-        """
-        # Not through a pool that may be empty, nor refused by what a ping thinks.
-        try:
-            async with _checkout(self._ping_engine) as pooled:
-                driver: Any = pooled.driver_connection
-                history = await driver.fetchrow(HISTORY)
-                self.reachable = True
-                is_ours = (history["timeline"], history["life"]) == (mark.timeline, life)
-                try:
-                    status = await driver.fetchval(STATUS, mark.xid)
-                except asyncpg.InvalidParameterValueError:
-                    return "aborted"  # a number of the future: not given out anew yet
-                if status == "in progress" and is_ours:
-                    await driver.execute(END_BACKEND, mark.xid)
-                    return None
-        except (*LOST, exc.SQLAlchemyError, asyncpg.PostgresError) as error:
-            log.info("commit_resolving", xid=mark.xid, error=text_of(_cause(error)))
-            return None
-        if status is None or (status == "committed" and not is_ours):
-            return "unknown"
-        return "committed" if status == "committed" else "aborted"
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """Names one session of PostgreSQL; numbers of processes alone are used again."""
-
-    pid: int
-    started: str
-
-
-class SelfCommitting(Connection):
-    """A connection on which what is written is committed by the same statement."""
-
-    def __init__(self, store: Store, engine: AsyncEngine, pooled: PoolProxiedConnection) -> None:
-        super().__init__(engine, pooled)
-        self._store = store
-
-    async def write(self, sql: str, *arguments: object, told_by: Query) -> list[Row]:
-        """When the answer is lost, what was written is looked up instead of written again."""
-        try:
-            return await super().write(sql, *arguments, told_by=told_by)
-        except (*LOST, asyncpg.PostgresError) as error:
-            if not _is_lost(error):
-                raise
-            session = Session(self._pooled.info["pid"], self._pooled.info["started"])
-            _discard(self._pooled)
-            return await self._store.resolve_write(session, told_by)
-
-
-async def _asked(ask: Callable[[], Awaitable[T | None]]) -> T | None:
-    """The first answer, within RESOLVE_SECONDS."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(RESOLVE_SECONDS):
-            while (answer := await ask()) is None:
-                await asyncio.sleep(0.05)
-            return answer
-    return None
-
-
-@asynccontextmanager
-async def line(url: str) -> AsyncIterator[Any]:
-    """A driver's connection outside the pools, for as long as it holds; raises Unavailable."""
-    engine = _engine(url, SESSION, pool_size=1, pool_wait=PING_SECONDS)
-    try:
-        async with _checkout(engine) as pooled:
-            yield pooled.driver_connection
-    except (*LOST, exc.SQLAlchemyError, asyncpg.PostgresError) as error:
-        raise Unavailable("DATABASE_UNAVAILABLE") from _cause(error)
-    finally:
-        await engine.dispose()
-
-
-@asynccontextmanager
-async def _checkout(engine: AsyncEngine) -> AsyncIterator[PoolProxiedConnection]:
-    """A connection of the pool; not to be used again if it broke."""
-    # Not `engine.connect()`: that is three greenlets for what takes one.
-    try:
-        pooled = await engine.raw_connection()
-    except Exception as error:
-        # SQLAlchemy has its own word for what the driver said.
-        if isinstance(error.__cause__, asyncpg.PostgresError):
-            raise error.__cause__ from None
-        raise
-    try:
-        yield pooled
-    except BaseException as error:
-        if _is_lost(error):
-            _discard(pooled)
-        raise
-    finally:
-        pooled.close()
-
-
-def _discard(pooled: PoolProxiedConnection) -> None:
-    driver: Any = pooled.driver_connection
-    # None: it broke under a statement of SQLAlchemy's, which has thrown it away by itself.
-    if driver is not None:
-        driver.terminate()
-        pooled.invalidate()
-
-
-def _engine(url: str, session: dict[str, str], *, pool_size: int, pool_wait: float) -> AsyncEngine:
-    engine = create_async_engine(
-        driver_url(url),
-        isolation_level="AUTOCOMMIT",
-        pool_size=pool_size,
-        max_overflow=0,
-        pool_timeout=pool_wait,
-        pool_use_lifo=True,
-        # A transaction that was begun here is ended here, too.
-        pool_reset_on_return=None,
-        connect_args={
-            "timeout": CONNECT_SECONDS,
-            "command_timeout": COMMAND_SECONDS,
-            "server_settings": session,
-        },
-        # JSON stays text between the database and the wire.
-        json_serializer=str,
-        json_deserializer=str,
-        # They are what our users say.
-        hide_parameters=True,
-    )
-    event.listen(engine.sync_engine, "connect", _note_life)
-    event.listen(engine.sync_engine, "checkout", _refuse_closed)
-    return engine
-
-
-def _note_life(dbapi_connection: Any, record: Any) -> None:
-    """Remember which database this is, and which life of it: no connection outlives a crash."""
-    record.info.update(dbapi_connection.run_async(lambda driver: driver.fetchrow(CONNECTED)))
-
-
-def _refuse_closed(dbapi_connection: Any, _record: object, _proxy: object) -> None:
-    """Never hand out a connection whose socket is known to be gone. Costs no round trip."""
-    if dbapi_connection.driver_connection.is_closed():
-        raise exc.DisconnectionError
+            discard(pooled)
+            await self._inquiry.committed(mark, life)
 
 
 async def _begin(driver: Any, first: str) -> str:
@@ -642,38 +386,12 @@ async def _begin(driver: Any, first: str) -> str:
     try:
         return str(await driver.execute(f"{BEGIN}; {first}"))
     except asyncpg.PostgresError as error:
-        if not _is_lost(error):
+        if not is_lost(error):
             await driver.execute("ROLLBACK")
         if not isinstance(error, asyncpg.FeatureNotSupportedError):
             raise
         # How a standby answers READ WRITE.
         raise asyncpg.ReadOnlySQLTransactionError(*error.args) from error
-
-
-async def _mark(driver: Any) -> Mark | None:
-    row = await driver.fetchrow(MARK)
-    return Mark(row["xid"], row["timeline"]) if row["xid"] else None
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The driver's own exception behind SQLAlchemy's."""
-    if isinstance(error, exc.DBAPIError) and error.orig is not None:
-        return error.orig.__cause__ or error.orig
-    return error
-
-
-def _is_lost(error: BaseException) -> bool:
-    """Whether the connection is of no use any more, rather than that the server said no."""
-    cause = _cause(error)
-    if isinstance(cause, asyncpg.PostgresError):
-        # 25P03, 25P04: it was idle, or at work, for longer than a transaction may be.
-        return (cause.sqlstate or "").startswith(("08", "57P", "25P03", "25P04"))
-    return isinstance(cause, (*LOST, asyncio.CancelledError)) and not _is_bad_value(cause)
-
-
-def _is_bad_value(cause: BaseException) -> bool:
-    """Whether the driver refused an argument: an InterfaceError too, of all things."""
-    return isinstance(cause, ValueError) and isinstance(cause, asyncpg.InterfaceError)
 
 
 def translate(error: BaseException) -> ParleyError:
@@ -684,7 +402,7 @@ def translate(error: BaseException) -> ParleyError:
     """
     if isinstance(error, exc.TimeoutError):
         return Unavailable("OVERLOADED")
-    cause = _cause(error)
+    cause = cause_of(error)
     state = getattr(cause, "sqlstate", None) or ""
     if state in ("40001", "40P01") or isinstance(cause, STALE):
         return Aborted("CONFLICT", retry_after=0.05)
@@ -696,9 +414,9 @@ def translate(error: BaseException) -> ParleyError:
     if state == "25006":
         return Unavailable("DATABASE_READ_ONLY")
     # 28, 3D: the database does not let us in.
-    if _is_lost(error) or state.startswith(("53", "28", "3D")):
+    if is_lost(error) or state.startswith(("53", "28", "3D")):
         return Unavailable("DATABASE_UNAVAILABLE")
-    if state.startswith(("22", "54")) or _is_bad_value(cause):
+    if state.startswith(("22", "54")) or is_bad_value(cause):
         log.error("validation_gap", exc_info=error)
         return InvalidArgument("INVALID_VALUE", field="request", rule="the database refused it")
     if state.startswith("XX00"):

@@ -26,6 +26,8 @@ FLOORS = [
         "symbols",
     },
     {"importer", "masks", "repositories"},
+    {"driver"},
+    {"indoubt"},
     {"store"},
     {"coalescer", "doorbell", "memory"},
     {"lookups", "making", "readiness", "reading", "sending", "verifying", "wire"},
@@ -43,11 +45,11 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Who may use what, and why nobody else.
 KNOWS = {
     "sqlalchemy": (
-        {"models", "repositories", "schema", "store"},
+        {"driver", "indoubt", "models", "repositories", "schema", "store"},
         "every SQL statement stands in repositories, so that a reader finds who may see what",
     ),
     "asyncpg": (
-        {"embedded", "ids", "schema", "store"},
+        {"driver", "embedded", "ids", "indoubt", "schema", "store"},
         "the driver's errors stop at the store, so that nobody else need know them",
     ),
     "grpc": (

@@ -18,6 +18,7 @@ import pytest_asyncio
 from sqlalchemy import Executable
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 
+from service.driver import SESSION
 from service.embedded import EmbeddedPostgres
 from service.repositories import (
     conversations as conversations_,
@@ -41,7 +42,7 @@ from service.repositories.invitations import Invitations
 from service.repositories.messages import LOAD, Messages, Stretch
 from service.repositories.participants import Participants
 from service.server import Server
-from service.store import SESSION, Store
+from service.store import Store
 
 from .conftest import TABLES
 from .make import Client

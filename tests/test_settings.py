@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from service.driver import driver_url
 from service.settings import ConfigurationError, load, require_private
-from service.store import driver_url
 
 
 @pytest.fixture(autouse=True)

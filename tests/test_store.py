@@ -18,7 +18,7 @@ from sqlalchemy import text
 
 from parley.v1 import conversation_pb2
 from parley.v1 import message_pb2 as pb
-from service import schema, store
+from service import driver, indoubt, schema
 from service.embedded import EmbeddedPostgres
 from service.errors import Aborted, InvalidArgument, ParleyError, Unavailable
 from service.server import Server
@@ -179,7 +179,7 @@ async def test_of_two_that_wait_for_each_other_one_is_told_of_a_conflict(doors: 
 async def test_a_lock_that_does_not_come_is_told_in_time(
     doors: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(store.READ_ONLY_SESSION, "lock_timeout", "100")
+    monkeypatch.setitem(driver.READ_ONLY_SESSION, "lock_timeout", "100")
     async with doors.transaction(lock=1):
         with pytest.raises(Aborted, match="LOCK_TIMEOUT"):
             async with doors.transaction(lock=1):
@@ -241,6 +241,31 @@ async def test_after_its_connections_were_ended_the_next_call_succeeds(
     assert ended == [True, True]
 
 
+async def test_statements_keep_their_connection_until_it_ends(doors: Store) -> None:
+    async def backend() -> int:
+        async with doors.statements() as statements:
+            return await _backend(statements)
+
+    first = await backend()
+    assert await backend() == first
+
+    async with doors.snapshot() as snapshot:
+        await snapshot.connection.fetch("SELECT pg_terminate_backend($1, 1000)", first)
+    await asyncio.sleep(0.05)
+    second = await backend()
+    assert second != first
+    # Nor is the pool's only place lost by what was refused, or left in the middle.
+    with pytest.raises(asyncpg.UndefinedColumnError):
+        async with doors.statements() as statements:
+            await statements.connection.fetch("SELECT nonsense")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1), doors.statements() as statements:
+            await statements.connection.fetch("SELECT pg_sleep(10)")
+    third = await backend()
+    assert third != second
+    assert await backend() == third
+
+
 async def test_a_connection_ended_in_a_transaction_means_that_nothing_was_written(
     doors: Store, database: asyncpg.Connection
 ) -> None:
@@ -298,7 +323,7 @@ async def test_a_pool_of_connections_to_nobody_is_refused_at_once(tmp_path: Path
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a second, instead of five, until a database that says nothing is given up."""
-    monkeypatch.setattr(store, "COMMAND_SECONDS", 0.5)
+    monkeypatch.setattr(driver, "COMMAND_SECONDS", 0.5)
 
 
 @dataclass
@@ -415,7 +440,7 @@ async def test_what_became_of_a_commit_is_asked_until_the_database_can_be_reache
 async def test_a_commit_that_nobody_can_tell_about_is_unknown_until_its_request_id_is_asked(
     broken: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "RESOLVE_SECONDS", 0.3)
+    monkeypatch.setattr(indoubt, "RESOLVE_SECONDS", 0.3)
     broken.proxy.faults, broken.proxy.meanwhile = [Fault.CUT_AFTER], broken.proxy.close
 
     unknown = await failure(broken.send("once", "r-1"))
