@@ -37,10 +37,17 @@ class Target:
 
 @asynccontextmanager
 async def serving(
-    *command: str, log: Path, token: str = "", cores: list[int] = SERVER, **settings: str | Path
+    *command: str,
+    log: Path,
+    token: str = "",
+    cores: list[int] = SERVER,
+    address: str = "",
+    **settings: str | Path,
 ) -> AsyncIterator[Target]:
-    """Run a server on these cores, with these settings of Parley's and no others."""
-    address = _free_address()
+    """Run a server on these cores, with these settings of Parley's and no others; beside another
+    one if that has this address.
+    """
+    address = address or _free_address()
     environment = {name: value for name, value in os.environ.items() if name[:7] != "PARLEY_"}
     for name, value in (settings | {"address": address}).items():
         environment[f"PARLEY_{name.upper()}"] = str(value)

@@ -28,7 +28,8 @@ class Row:
     is_ratio: bool = True
     cpu: tuple[float, float, float] | None = None
     floor: float | None
-    goal: float
+    # Neither floor nor goal: for comparison.
+    goal: float | None
     more_is_better: bool = True
 
     @property
@@ -54,6 +55,8 @@ class Row:
     def _verdict(self) -> str:
         if self.is_short:
             return "SHORT"
+        if self.goal is None:
+            return ""
         if self._holds(self.goal):
             return "ok, goal"
         return "short of goal" if self.floor is None else "ok"
@@ -72,7 +75,7 @@ def rows(
     calls; `starts`: seconds.
     """
 
-    def rates(work: str, ours: str, limit: str, *, floor: float, goal: float) -> Row:
+    def rates(work: str, ours: str, limit: str, *, floor: float | None, goal: float | None) -> Row:
         return Row(
             work=work,
             ours=f"{middle(results[ours], 'rate'):,.0f}/s",
@@ -144,6 +147,8 @@ def rows(
               "fan-out empty", floor=0.35, goal=0.50),
         *late(results["half load"]),
         rates("two workers against one, SendMessage", "two workers", "send", floor=1.2, goal=1.5),
+        rates("two empty servers against one, for comparison", "two empty", "send empty",
+              floor=None, goal=None),
         Row(
             work="page 1,000 of a conversation against page 1",
             ours=f"{last:.2f} ms",

@@ -128,6 +128,7 @@ async def all_works(on: Stage, meter: Meter, plan: Plan) -> dict[str, Work]:
         "watched": lambda: meter.saturated(parley, on.wide),
         "half load": lambda: meter.half(parley, on.wide),
         "two workers": lambda: meter.calls(on.pair, "SendMessage", on.wide),
+        "two empty": lambda: meter.read(on.empty_pair, "SendMessage", on.wide, in_flight=64),
         "conversation alone": lambda: meter.calls(parley, "GetConversation", on.wide, in_flight=1),
         "inbox": lambda: meter.calls(
             parley, "ListUserConversations", on.inbox, in_flight=1, page_size=25

@@ -85,6 +85,8 @@ class Stage:
     # Another Parley over the same database, of two workers, on all cores.
     pair: Target
     empty: Target
+    # Two of them behind one address, on all cores.
+    empty_pair: Target
     obvious: Target
     # PostgreSQL: Parley's database, and one with the same tables that Parley does not know.
     postmaster: psutil.Process
@@ -122,11 +124,16 @@ async def stage(folder: Path, *, page_size: int) -> AsyncIterator[Stage]:
     async with AsyncExitStack() as running:
 
         async def serve(
-            *module: str, token: str = "", cores: list[int] = SERVER, **settings: str | Path
+            *module: str,
+            token: str = "",
+            cores: list[int] = SERVER,
+            address: str = "",
+            **settings: str | Path,
         ) -> Target:
+            command = (sys.executable, "-m", *module)
             log = folder / f"{module[0]}.log"
             server = serving(
-                sys.executable, "-m", *module, log=log, token=token, cores=cores, **settings
+                *command, log=log, token=token, cores=cores, address=address, **settings
             )
             return await running.enter_async_context(server)
 
@@ -139,6 +146,8 @@ async def stage(folder: Path, *, page_size: int) -> AsyncIterator[Stage]:
             database_url=url,
         )
         empty = await serve("bench.empty")
+        empty_pair = await serve("bench.empty", cores=CORES)
+        await serve("bench.empty", cores=CORES, address=empty_pair.address)
         obvious = await serve("bench.obvious", database_url=url)
         pid_file = data / "postgres" / "data" / "postmaster.pid"
         postmaster = psutil.Process(int(pid_file.read_text().splitlines()[0]))
@@ -166,6 +175,7 @@ async def stage(folder: Path, *, page_size: int) -> AsyncIterator[Stage]:
             parley=parley,
             pair=pair,
             empty=empty,
+            empty_pair=empty_pair,
             obvious=obvious,
             postmaster=postmaster,
             dsn=dsn,
