@@ -369,6 +369,20 @@ class Scene:
 
 @asynccontextmanager
 async def scene(url: str, folder: Path) -> AsyncIterator[Scene]:
+    with pytest.MonkeyPatch.context() as patch:
+        # What looks after the database commits too, and would meet the fault instead of the call.
+        patch.setattr(Server, "_prune", _rest)
+        patch.setattr(Server, "_index", _rest)
+        async with _scene(url, folder) as made:
+            yield made
+
+
+async def _rest(_: Server) -> None:
+    await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def _scene(url: str, folder: Path) -> AsyncIterator[Scene]:
     async with (
         proxy(folder, plain(url)) as between,
         serving(between.url, folder / "data") as (_, client),
