@@ -16,7 +16,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from service.driver import LIFE, LOST, cause_of, checkout, discard, is_lost
 from service.errors import Unavailable, Unknown
 from service.logs import text_of
-from service.repositories.base import Connection, Mark, Query, Row
+from service.repositories.base import Connection, Evidence, Mark, Row
 
 log = structlog.get_logger()
 
@@ -70,12 +70,12 @@ class Inquiry:
         if fate != "committed":
             raise Unknown("COMMIT_OUTCOME_UNKNOWN")
 
-    async def written(self, session: Session, told_by: Query) -> list[Row]:
+    async def written(self, session: Session, evidence: Evidence) -> list[Row]:
         """What a statement did that committed by itself, in a session that is lost; raises
         Unavailable if that was nothing, Unknown if nobody knows.
         """
         log.warning("commit_uncertain", pid=session.pid)
-        rows = await self._ask(partial(_written, session, told_by), pid=session.pid)
+        rows = await self._ask(partial(_written, session, evidence), pid=session.pid)
         fate = "unknown" if rows is None else "committed" if rows else "aborted"
         log.warning("commit_resolved", pid=session.pid, fate=fate)
         if rows is None:
@@ -130,12 +130,15 @@ async def _fate(mark: Mark, life: str, driver: Any, history: Row) -> str | None:
 
 
 async def _written(
-    session: Session, told_by: Query, driver: Any, _history: Row
+    session: Session, evidence: Evidence, driver: Any, _history: Row
 ) -> list[Row] | None:
     """The rows that say what was written; None while that may still change."""
     if await driver.fetchrow(END_SESSION, session.pid, session.started):
         return None
-    rows: list[Row] = await driver.fetch(*told_by)
+    # Behind a pooler it was another session, which may be at it still.
+    for lock in evidence.locks:
+        await driver.fetch("SELECT pg_advisory_xact_lock($1)", lock)
+    rows: list[Row] = await driver.fetch(evidence.sql, *evidence.arguments)
     return rows
 
 
@@ -153,14 +156,14 @@ class SelfCommitting(Connection):
     ) -> None:
         super().__init__(engine, pooled)
         self._inquiry = inquiry
+        self.session = Session(pooled.info["pid"], pooled.info["started"])
 
-    async def write(self, sql: str, *arguments: object, told_by: Query) -> list[Row]:
+    async def write(self, sql: str, *arguments: object, evidence: Evidence) -> list[Row]:
         """When the answer is lost, what was written is looked up instead of written again."""
         try:
-            return await super().write(sql, *arguments, told_by=told_by)
+            return await super().write(sql, *arguments, evidence=evidence)
         except (*LOST, asyncpg.PostgresError) as error:
             if not is_lost(error):
                 raise
-            session = Session(self._pooled.info["pid"], self._pooled.info["started"])
             discard(self._pooled)
-            return await self._inquiry.written(session, told_by)
+            return await self._inquiry.written(self.session, evidence)

@@ -2,7 +2,7 @@
 checks that they still are.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from uuid import UUID
 
 from service.rules.messages import Append, State, person_id
@@ -23,6 +23,17 @@ class Memory:
         self._states: dict[UUID, State] = {}
         # The share of them that were still right of late.
         self._reliability = 1.0
+        self._session: Hashable = None
+        # Of the database, in which all of them were so.
+        self.history: str | None = None
+
+    def bind(self, session: Hashable) -> None:
+        """Forget what was learned in another session: that may have ended because the database
+        gave way to one that has gone back in time, where a version says something else.
+        """
+        if session != self._session:
+            self._session = session
+            self._states.clear()
 
     def recall(self, items: Iterable[Append]) -> dict[UUID, State]:
         """The states of those conversations that are known well enough for all their items. They
@@ -42,8 +53,15 @@ class Memory:
         recalled: Mapping[UUID, State],
         loaded: Mapping[UUID, State],
         written: Collection[UUID],
+        *,
+        history: str,
     ) -> None:
-        """Remember the states that were decided by, of those conversations that were written."""
+        """Remember the states that were decided by, of those conversations that were written, in
+        this history of the database; those of another one are forgotten.
+        """
+        if history != self.history:
+            self.history = history
+            self._states.clear()
         for id in recalled:
             self._learn(id in written)
         for id, state in loaded.items():

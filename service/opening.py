@@ -5,7 +5,8 @@ it; in that order, for many conversations at a time.
 from collections.abc import Sequence
 from uuid import UUID
 
-from service.errors import ParleyError
+from service.coalescer import Busy
+from service.errors import Aborted, ParleyError
 from service.making import found
 from service.repositories.base import Row
 from service.rules.conversations import NewConversation, Opening, cast
@@ -89,7 +90,10 @@ async def _append_first(transaction: Transaction, opened: dict[UUID, Opening]) -
     for item, sent in zip(items, await append(transaction, items), strict=True):
         if isinstance(sent, ParleyError):
             raise sent
-        # New, and nobody else's yet: neither written to nor sent to before.
+        if isinstance(sent, Busy):
+            # The conversation is nobody else's yet, but its sender has changed meanwhile.
+            raise Aborted("CONFLICT", retry_after=0.05)
+        # Nor was anything sent to it before.
         assert isinstance(sent, list)
         ((message, _),) = sent
         ids[item.conversation_id] = message.id

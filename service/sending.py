@@ -41,22 +41,27 @@ class Sender:
 
     async def _append_free(self, items: list[Append]) -> list[Sent | Busy | ParleyError]:
         """Append to the conversations whose locks are free."""
-        known = self._memory.recall(items)
-        unknown = [item for item in items if item.conversation_id not in known]
         async with self._store.statements() as statements:
+            self._memory.bind(statements.session)
+            known = self._memory.recall(items)
+            unknown = [item for item in items if item.conversation_id not in known]
             loaded = await statements.messages.load(unknown) if unknown else {}
             outcomes = decide(items, known | loaded, NEW_IDS)
             accepted = _accepted(items, outcomes)
-            times = await statements.messages.write(accepted)
-            statements.locks.update(map(lock_of, times))
-        tried = {item.conversation_id for item, _ in accepted}
-        self._memory.keep({id: known[id] for id in known.keys() & tried}, loaded, times)
+            written = await statements.messages.write(
+                accepted, history=self._memory.history if known else None
+            )
+            statements.locks.update(map(lock_of, written.times))
+        if accepted:
+            tried = {item.conversation_id for item, _ in accepted}
+            recalled = {id: known[id] for id in known.keys() & tried}
+            self._memory.keep(recalled, loaded, written.times, history=written.history)
         return [
             # It was refused by what was remembered: that may not be so any more.
             Overtaken()
             if isinstance(sent, Busy | ParleyError) and item.conversation_id in known
             else sent
-            for item, sent in zip(items, _settled(items, outcomes, times), strict=True)
+            for item, sent in zip(items, _settled(items, outcomes, written.times), strict=True)
         ]
 
 
@@ -64,8 +69,8 @@ async def append(transaction: Transaction, items: list[Append]) -> list[Sent | B
     """Append to conversations whose locks are held: steps 2 to 4 of the write protocol."""
     states = await transaction.messages.load(items)
     outcomes = decide(items, states, NEW_IDS)
-    times = await transaction.messages.write(_accepted(items, outcomes))
-    return _settled(items, outcomes, times)
+    written = await transaction.messages.write(_accepted(items, outcomes))
+    return _settled(items, outcomes, written.times)
 
 
 def _accepted(items: list[Append], outcomes: list[Outcome]) -> list[tuple[Append, Accepted]]:

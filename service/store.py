@@ -165,8 +165,9 @@ class Transaction(Snapshot):
 class Statements(Snapshot):
     """Reads and writes, each statement a transaction of its own."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: SelfCommitting) -> None:
         super().__init__(connection)
+        self.session = connection.session
         # The advisory locks under which something was written.
         self.locks: set[int] = set()
 

@@ -11,6 +11,7 @@ from service.identity import Actor
 from service.memory import Memory
 from service.rules.messages import Append, Draft, State
 
+HISTORY = "1/00000001"
 TALK, ADA, BOB = UUID(int=1), UUID(int=11), UUID(int=12)
 
 
@@ -33,7 +34,7 @@ def looked_up(*people: UUID, version: int = 7) -> State:
 def wrote(store: Memory, state: State, talk: UUID = TALK) -> None:
     """Looked up, decided by, and written."""
     state.version += 1
-    store.keep({}, {talk: state}, [talk])
+    store.keep({}, {talk: state}, [talk], history=HISTORY)
 
 
 def test_what_was_written_is_known_until_somebody_decides_by_it() -> None:
@@ -45,13 +46,13 @@ def test_what_was_written_is_known_until_somebody_decides_by_it() -> None:
 
     assert recalled[TALK].version == 8
     assert known.recall([item()]) == {}, "two would have decided by the same state"
-    known.keep(recalled, {}, [TALK])
+    known.keep(recalled, {}, [TALK], history=HISTORY)
     assert known.recall([item()]) == recalled
 
 
 def test_what_was_looked_up_and_not_written_is_not_known() -> None:
     known = Memory()
-    known.keep({}, {TALK: looked_up(ADA)}, [])
+    known.keep({}, {TALK: looked_up(ADA)}, [], history=HISTORY)
     assert known.recall([item()]) == {}
 
 
@@ -83,6 +84,23 @@ def test_who_was_known_stays_known_when_somebody_else_is_looked_up_unless_all_ha
     assert known.recall([item(by=ADA)]) == {}
 
 
+def test_nothing_is_known_in_another_session_or_another_history() -> None:
+    known = Memory()
+    known.bind("one")
+    wrote(known, looked_up(ADA))
+    known.bind("one")
+    assert known.recall([item()])
+    wrote(known, looked_up(ADA))
+    known.bind("other")
+    assert not known.recall([item()])
+
+    wrote(known, looked_up(ADA))
+    other = looked_up(BOB)
+    known.keep({}, {UUID(int=2): other}, [UUID(int=2)], history="2/00000001")
+    assert not known.recall([item()])
+    assert known.recall([item(UUID(int=2), by=BOB)])
+
+
 def test_only_so_many_conversations_and_people_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "MAX_CONVERSATIONS", 2)
     known = Memory()
@@ -104,7 +122,7 @@ def test_what_is_wrong_again_and_again_is_not_relied_on_until_it_would_have_been
         if not (recalled := known.recall([item()])):
             break
         tries += 1
-        known.keep(recalled, {}, [])
+        known.keep(recalled, {}, [], history=HISTORY)
     assert 3 <= tries <= 10
 
     wrote(known, looked_up(ADA, version=1))

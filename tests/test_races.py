@@ -15,12 +15,13 @@ import pytest_asyncio
 from structlog.testing import capture_logs
 
 from parley.v1 import message_pb2 as pb
-from service import memory
+from service import eras, memory
 from service.domain import MessageRole
 from service.embedded import EmbeddedPostgres
 from service.identity import Call, Caller, Scope
 from service.ids import lock_of
-from service.rules.messages import Append, Draft
+from service.repositories.messages import Messages
+from service.rules.messages import Append, Draft, State
 from service.sending import Sender
 from service.server import Server
 from service.settings import load
@@ -653,6 +654,82 @@ async def test_a_request_that_was_made_elsewhere_is_not_made_again_by_who_rememb
 
     assert here == there == first
     assert len(await parley.all_messages(talk)) == 3
+
+
+async def test_a_sender_who_changes_while_a_conversation_is_made_is_no_defect(
+    parley: Client, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = await parley.user()
+    load_states, changes = Messages.load, iter([1])
+
+    async def load_and_change(messages: Messages, items: list[Append]) -> dict[UUID, State]:
+        states = await load_states(messages, items)
+        for _ in changes:
+            await database.execute(
+                "UPDATE users SET full_name = 'Ada', revision = revision + 1 WHERE id = $1",
+                UUID(ada.id),
+            )
+        return states
+
+    monkeypatch.setattr(Messages, "load", load_and_change)
+    talk = await parley.conversation(ada, first="hello")
+
+    assert not list(changes)
+    (message,) = await parley.all_messages(talk)
+    assert (message.sequence, message.content) == (1, "hello")
+
+
+REWIND = """
+WITH talk AS (SELECT id, last_sequence, version FROM conversations WHERE id = $1),
+event AS (DELETE FROM events e USING talk t
+          WHERE e.conversation_id = t.id AND e.version = t.version),
+person AS (UPDATE participants p SET last_read_sequence = t.last_sequence - 1 FROM talk t
+           WHERE p.conversation_id = t.id AND p.last_read_sequence = t.last_sequence),
+message AS (DELETE FROM messages m USING talk t
+            WHERE m.conversation_id = t.id AND m.sequence = t.last_sequence)
+UPDATE conversations c SET last_sequence = t.last_sequence - 1, version = t.version - 1
+FROM talk t WHERE c.id = t.id
+"""
+END_SESSIONS = """
+SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity
+WHERE application_name = 'parley' AND pid <> pg_backend_pid()
+"""
+
+
+@pytest.mark.parametrize("sign", ["sessions end", "new era"])
+@pytest.mark.usefixtures("reliant")
+async def test_what_is_remembered_is_forgotten_when_the_database_goes_back_in_time(
+    parley: Client,
+    elsewhere: Client,
+    database: asyncpg.Connection,
+    postgres: EmbeddedPostgres,
+    sign: str,
+) -> None:
+    """A standby takes over that lacks the last message, or a copy is put in the place of the
+    database. Then comes another change, and the version is again the one that is remembered.
+    """
+    ada, bob = await parley.user(), await parley.user()
+    talk, other = await parley.conversation(ada, bob), await parley.conversation(bob)
+    as_bob = parley.acting_as(bob)
+    for each in (talk, other):
+        for n in range(3):
+            await as_bob.send(each, str(n))
+
+    for each in (talk, other):
+        await database.execute(REWIND, UUID(each.id))
+    if sign == "new era":
+        await eras.begin(postgres.url)
+    else:
+        await database.fetch(END_SESSIONS)
+        await asyncio.sleep(0.1)
+    await elsewhere.remove(talk, bob)
+    await elsewhere.update(other, title="other")
+
+    assert (await as_bob.send(other)).sequence == 3
+    assert (await failure(as_bob.send(talk))).reason == "NOT_A_PARTICIPANT"
+    for each, count in ((talk, 2), (other, 3)):
+        sequences = [message.sequence for message in await parley.all_messages(each)]
+        assert sequences == list(range(1, count + 1))
 
 
 @pytest.mark.usefixtures("reliant")

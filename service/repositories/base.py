@@ -20,9 +20,6 @@ tables = Base.metadata.tables
 # wire takes it apart.
 Row = Mapping[str, Any]
 
-# A statement and its arguments.
-Query = tuple[str, *tuple[object, ...]]
-
 
 @dataclass(frozen=True, slots=True)
 class Mark:
@@ -30,6 +27,17 @@ class Mark:
 
     xid: str
     timeline: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What shows whether a statement took effect: once these advisory locks are free, which it took
+    first, the rows of this query. They are none if it did not.
+    """
+
+    locks: Sequence[int]
+    sql: str
+    arguments: tuple[object, ...]
 
 
 class Connection:
@@ -76,15 +84,14 @@ class Connection:
         self,
         sql: str,
         *arguments: object,
-        told_by: Query,  # noqa: ARG002
+        evidence: Evidence,  # noqa: ARG002
     ) -> list[Row]:
         """The one statement of a transaction that writes; each row bears `xid` and `timeline`.
 
-        `told_by`, a statement and its arguments, finds the same rows if it took effect: for whoever
-        lets it commit by itself, and never hears its answer.
+        `evidence` is for whoever lets it commit by itself, and never hears its answer.
         """
         rows = await self.fetch(sql, *arguments)
-        if rows:
+        if rows and rows[0]["xid"]:
             self.mark = Mark(rows[0]["xid"], rows[0]["timeline"])
         return rows
 

@@ -13,6 +13,7 @@ from service.ids import lock_of
 from service.models.base import HAS_METADATA
 from service.repositories.base import (
     BY_SLUG,
+    Evidence,
     Repository,
     Row,
     columns_of,
@@ -62,8 +63,10 @@ LEFT JOIN users u ON u.id = k.user_id
 
 # Step 4: everything in one statement, for those conversations whose lock is free and whose version
 # is still the one that was decided on; their senders have not changed either, and their requests
-# are new. The locks come first (an array of a subquery is made before anything else): the number of
-# the transaction, which the first write takes, has to follow the order of versions.
+# are new. A version means something in one history of the database only: nothing is stored by what
+# is remembered of another one. The locks come first (an array of a subquery is made before anything
+# else): the number of the transaction, which the first write takes, has to follow the order of
+# versions.
 #
 # A conversation that another transaction changed after this statement's snapshot is looked at again
 # by UPDATE: its version is another one then. What is stored elsewhere comes out of that UPDATE.
@@ -73,6 +76,10 @@ LEFT JOIN users u ON u.id = k.user_id
 # messages compared with each other.
 WRITE = f"""
 WITH now AS MATERIALIZED (SELECT clock_timestamp() AS at),
+history AS MATERIALIZED (
+  SELECT (SELECT max(era) FROM eras) AS era,
+         left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline
+),
 draft AS MATERIALIZED (
   SELECT *
   FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::uuid[], $5::uuid[], $6::int[], $7::text[],
@@ -116,6 +123,7 @@ moved AS (
      FROM grown g CROSS JOIN now WHERE g.conversation_id = c.id)
   WHERE c.id = ANY(ARRAY(SELECT id FROM held WHERE id NOT IN (SELECT id FROM changed)))
     AND c.version = (SELECT h.version FROM held h WHERE h.id = c.id)
+    AND ($28::text IS NULL OR $28 = (SELECT era || '/' || timeline FROM history))
   RETURNING c.id, c.last_message_at AS at
 ),
 stored AS (
@@ -143,7 +151,7 @@ read AS (
 told AS (
   INSERT INTO events (conversation_id, version, era, type, committed_at, actor_id, sequence,
                       revision, user_id)
-  SELECT d.conversation_id, d.version, (SELECT max(era) FROM eras), 'MESSAGE_CREATED', moved.at,
+  SELECT d.conversation_id, d.version, (SELECT era FROM history), 'MESSAGE_CREATED', moved.at,
          d.actor_id, d.sequence, 1, d.sender_id
   FROM draft d JOIN moved ON moved.id = d.conversation_id
 ),
@@ -151,14 +159,14 @@ recorded AS (
   INSERT INTO requests (conversation_id, key, payload_hash, sequence, message_count)
   SELECT k.* FROM request k JOIN moved ON moved.id = k.conversation_id
 )
-SELECT id AS conversation_id, at, pg_current_xact_id()::text AS xid,
-       left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline
-FROM moved
+SELECT moved.id AS conversation_id, moved.at, era, timeline,
+       pg_current_xact_id_if_assigned()::text AS xid
+FROM history LEFT JOIN moved ON true
 """
 
 # What WRITE would have answered, of those conversations where it took effect.
 WRITTEN = f"""
-SELECT m.conversation_id, m.created_at AS at
+SELECT m.conversation_id, m.created_at AS at, NULL AS xid, NULL AS era, NULL AS timeline
 FROM unnest($1::uuid[], $2::uuid[]) AS k(conversation_id, id)
 {looked_up("messages", "m", "m.conversation_id = k.conversation_id AND m.id = k.id")}
 WHERE m.id IS NOT NULL
@@ -288,6 +296,14 @@ Times = dict[UUID, datetime]
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """What took effect, and in which history of the database: its era and its timeline."""
+
+    times: Times
+    history: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Stretch:
     """The messages of a conversation from one sequence to another, so many at the most."""
 
@@ -359,19 +375,22 @@ class Messages(Repository):
                 _note(state, draft.parent, row["parent_by_id"] or row["parent_by_sequence"])
         return states
 
-    async def write(self, accepted: list[tuple[Append, Accepted]]) -> Times:
+    async def write(
+        self, accepted: list[tuple[Append, Accepted]], *, history: str | None = None
+    ) -> Written:
         """Store what was accepted, of the conversations that are free and still as they were when
-        it was; each of them is all or nothing.
+        it was; each of them is all or nothing. Nothing where the database has another `history`.
         """
         rows: list[Numbered] = [message for _, each in accepted for message in each.messages]
         if not rows:
-            return {}
+            return Written({})
         requested = [
             (item.conversation_id, item.request, each.messages)
             for item, each in accepted
             if item.request
         ]
         first = {row.conversation_id: row for row in reversed(rows)}
+        locks = [lock_of(conversation_id) for conversation_id in first]
         written = await self._connection.write(
             WRITE,
             [row.conversation_id for row in rows],
@@ -399,11 +418,15 @@ class Messages(Repository):
             [messages[0].sequence for _, _, messages in requested],
             [len(messages) for _, _, messages in requested],
             list(first),
-            [lock_of(conversation_id) for conversation_id in first],
+            locks,
             [row.version - 1 for row in first.values()],
-            told_by=(WRITTEN, list(first), [row.id for row in first.values()]),
+            history,
+            evidence=Evidence(locks, WRITTEN, (list(first), [row.id for row in first.values()])),
         )
-        return {row["conversation_id"]: row["at"] for row in written}
+        return Written(
+            {row["conversation_id"]: row["at"] for row in written if row["conversation_id"]},
+            f"{written[0]['era']}/{written[0]['timeline']}",
+        )
 
     async def find(self, keys: Sequence[Key]) -> list[Row | None]:
         """The message behind each key that its asker may read, in the same order."""
