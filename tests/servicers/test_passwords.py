@@ -196,12 +196,16 @@ async def test_every_failure_is_the_same_answer_for_the_same_work(
     assert [key for key, _ in tuple(await call.trailing_metadata())] == []
     assert work == ["$argon2id$v=19$m=19456,t=2,p=1"]
 
-    started = time.perf_counter()
-    await server.hasher.verify(None, "secret")
-    one_hash = time.perf_counter() - started
-    started = time.perf_counter()
-    assert await parley.verify("secret", **login) == REFUSED
-    assert time.perf_counter() - started > one_hash / 2
+    # The quickest of three: what else the machine does can only make them longer.
+    hashes, refusals = [], []
+    for _ in range(3):
+        started = time.perf_counter()
+        await server.hasher.verify(None, "secret")
+        hashes.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        assert await parley.verify("secret", **login) == REFUSED
+        refusals.append(time.perf_counter() - started)
+    assert min(refusals) > min(hashes) / 2
 
 
 async def test_who_comes_back_is_let_in_again(parley: Client, people: None) -> None:
