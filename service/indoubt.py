@@ -40,6 +40,8 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE pid = $1 AND backend_start::text = $2
 """
 
+ARE_FREE = "SELECT bool_and(pg_try_advisory_xact_lock(k)) FROM unnest($1::bigint[]) AS k"
+
 
 @dataclass(frozen=True, slots=True)
 class Session:
@@ -135,11 +137,13 @@ async def _written(
     """The rows that say what was written; None while that may still change."""
     if await driver.fetchrow(END_SESSION, session.pid, session.started):
         return None
-    # Behind a pooler it was another session, which may be at it still.
-    for lock in evidence.locks:
-        await driver.fetch("SELECT pg_advisory_xact_lock($1)", lock)
-    rows: list[Row] = await driver.fetch(evidence.sql, *evidence.arguments)
-    return rows
+    if rows := await driver.fetch(evidence.sql, *evidence.arguments):
+        return list(rows)
+    # Behind a pooler it was another session, which may be at it still. Not waited for: this
+    # connection is the one that pings need.
+    if not await driver.fetchval(ARE_FREE, evidence.locks):
+        return None
+    return list(await driver.fetch(evidence.sql, *evidence.arguments))
 
 
 async def mark_of(driver: Any) -> Mark | None:

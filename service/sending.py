@@ -48,9 +48,7 @@ class Sender:
             loaded = await statements.messages.load(unknown) if unknown else {}
             outcomes = decide(items, known | loaded, NEW_IDS)
             accepted = _accepted(items, outcomes)
-            written = await statements.messages.write(
-                accepted, history=self._memory.history if known else None
-            )
+            written = await statements.messages.write(accepted, history=self._memory.history)
             statements.locks.update(map(lock_of, written.times))
         if accepted:
             tried = {item.conversation_id for item, _ in accepted}
