@@ -16,13 +16,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from time import monotonic
+from time import monotonic, sleep
 
 import grpc
 
 from bench import document, report
 from bench.measure import Meter, Run
-from bench.processes import AROUND, CORES, Target, peak_mib, resident_mib, serving
+from bench.processes import AROUND, CORES, STOP_SECONDS, Target, peak_mib, resident_mib, serving
 from bench.report import Results
 from bench.stage import CROWD, PAGES, Group, Stage, stage
 from parley.v1 import message_pb2, message_pb2_grpc
@@ -64,7 +64,15 @@ def main() -> None:
         os.sched_setaffinity(0, AROUND)
         asyncio.run(bench(folder, load, QUICK if given.quick else plan))
     finally:
-        shutil.rmtree(folder)
+        clear(folder)
+
+
+def clear(folder: Path) -> None:
+    """Remove the folder, once PostgreSQL has left it."""
+    give_up = monotonic() + STOP_SECONDS
+    while (folder / "data/postgres/data/postmaster.pid").exists() and monotonic() < give_up:
+        sleep(0.1)
+    shutil.rmtree(folder)
 
 
 def build_load(folder: Path) -> Path:

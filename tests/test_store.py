@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import UUID
 
 import asyncpg
 import grpc
@@ -21,11 +22,12 @@ from parley.v1 import message_pb2 as pb
 from service import driver, indoubt, schema
 from service.embedded import EmbeddedPostgres
 from service.errors import Aborted, InvalidArgument, ParleyError, Unavailable
+from service.ids import lock_of
 from service.server import Server
 from service.settings import load
 from service.store import Snapshot, Store
 
-from .make import USER, Client, Conversation, User, failure
+from .make import USER, Client, Conversation, User, failure, failure_of
 from .process import children, health, kill
 from .proxy import Fault, Proxy, proxy
 
@@ -413,6 +415,39 @@ async def test_a_commit_that_took_effect_is_answered_though_its_answer_was_lost(
     if request_id:
         assert (await broken.send("once", request_id)).message.id == sent.id
     assert await broken.contents() == ["once"]
+
+
+@pytest.mark.parametrize("fault", [Fault.CUT_AFTER, Fault.CUT_BEFORE])
+async def test_a_lost_send_waits_only_for_who_may_be_at_it_and_keeps_no_ping_waiting(
+    broken: Scene, postgres: EmbeddedPostgres, fault: Fault
+) -> None:
+    """Somebody has the conversation's lock: another session, as the statement's own may be behind a
+    pooler. What was stored is told at once; that nothing was, only when nobody can be at it.
+    """
+    holder = await asyncpg.connect(plain(postgres.url))
+    lock = lock_of(UUID(broken.talk.id))
+
+    async def hold() -> None:
+        await holder.execute("SELECT pg_advisory_lock($1)", lock)
+
+    broken.proxy.faults, broken.proxy.meanwhile = [fault], hold
+    sending = asyncio.create_task(outcome_of(broken.send("once")))
+    done, _ = await asyncio.wait([sending], timeout=3)
+    assert bool(done) == (fault is Fault.CUT_AFTER)
+    # For two and a half seconds: two pings in a row that find no connection would end this.
+    assert await broken.title() == ""
+
+    await holder.close()
+    assert await sending == ("OK" if done else "DATABASE_UNAVAILABLE")
+    assert len(await broken.contents()) == (1 if done else 0)
+
+
+async def outcome_of(sending: Awaitable[object]) -> str:
+    try:
+        await sending
+    except grpc.aio.AioRpcError as error:
+        return failure_of(error).reason
+    return "OK"
 
 
 @pytest.mark.parametrize("fault", [Fault.CUT_BEFORE, Fault.SWALLOWED_BEFORE])

@@ -61,6 +61,12 @@ LEFT JOIN users u ON u.id = k.user_id
 {looked_up("requests", "r", "r.conversation_id = c.id AND r.key = k.request_key")}
 """
 
+# In which life of the database a version means something.
+HISTORY = """
+SELECT (SELECT max(era) FROM eras) AS era,
+       left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline
+"""
+
 # Step 4: everything in one statement, for those conversations whose lock is free and whose version
 # is still the one that was decided on; their senders have not changed either, and their requests
 # are new. A version means something in one history of the database only: nothing is stored by what
@@ -76,10 +82,7 @@ LEFT JOIN users u ON u.id = k.user_id
 # messages compared with each other.
 WRITE = f"""
 WITH now AS MATERIALIZED (SELECT clock_timestamp() AS at),
-history AS MATERIALIZED (
-  SELECT (SELECT max(era) FROM eras) AS era,
-         left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline
-),
+history AS MATERIALIZED ({HISTORY}),
 draft AS MATERIALIZED (
   SELECT *
   FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::uuid[], $5::uuid[], $6::int[], $7::text[],
@@ -166,8 +169,9 @@ FROM history LEFT JOIN moved ON true
 
 # What WRITE would have answered, of those conversations where it took effect.
 WRITTEN = f"""
-SELECT m.conversation_id, m.created_at AS at, NULL AS xid, NULL AS era, NULL AS timeline
+SELECT m.conversation_id, m.created_at AS at, history.*, NULL AS xid
 FROM unnest($1::uuid[], $2::uuid[]) AS k(conversation_id, id)
+CROSS JOIN ({HISTORY}) AS history
 {looked_up("messages", "m", "m.conversation_id = k.conversation_id AND m.id = k.id")}
 WHERE m.id IS NOT NULL
 """
