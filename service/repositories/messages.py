@@ -1,10 +1,11 @@
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Self
 from uuid import UUID
 
+import orjson
 from sqlalchemy import cast, func, insert, update
 from sqlalchemy.dialects.postgresql import TSVECTOR
 
@@ -80,25 +81,23 @@ SELECT (SELECT max(era) FROM eras) AS era,
 # What is updated is found by ANY, and its values by subqueries that the planner cannot turn into a
 # join: joined, tables that were small when it planned were read whole later, and those of 64
 # messages compared with each other.
+#
+# Messages and conversations come as JSON: an array for each column cost the driver more than the
+# parsing costs PostgreSQL, most of all where there is one message.
 WRITE = f"""
-WITH now AS MATERIALIZED (SELECT clock_timestamp() AS at),
-history AS MATERIALIZED ({HISTORY}),
+WITH history AS MATERIALIZED ({HISTORY}),
 draft AS MATERIALIZED (
-  SELECT *
-  FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::uuid[], $5::uuid[], $6::int[], $7::text[],
-              $8::text[], $9::text[], $10::int[], $11::int[], $12::int[], $13::text[],
-              $14::uuid[], $15::uuid[], $16::timestamptz[], $17::text[], $18::text[],
-              $19::bigint[])
-    AS k(conversation_id, id, sequence, actor_id, sender_id, user_revision, role, content, metadata,
-         tokens_used, input_tokens, output_tokens, model, reply_to_message_id, parent_message_id,
-         sent_at, external_id, search, version)
-),
-request AS MATERIALIZED (
-  SELECT * FROM unnest($20::uuid[], $21::bytea[], $22::bytea[], $23::bigint[], $24::int[])
-    AS k(conversation_id, key, payload_hash, sequence, message_count)
+  SELECT * FROM json_to_recordset($1::text::json)
+    AS k(conversation_id uuid, id uuid, sequence bigint, version bigint, actor_id uuid,
+         sender_id uuid, user_revision int, role text, content text, metadata jsonb,
+         tokens_used int, input_tokens int, output_tokens int, model text,
+         reply_to_message_id uuid, parent_message_id uuid, sent_at timestamptz, external_id text,
+         search tsvector, key bytea, payload_hash bytea, message_count int)
 ),
 held AS MATERIALIZED (
-  SELECT * FROM unnest($25::uuid[], $26::bigint[], $27::bigint[]) AS k(id, lock, version)
+  SELECT * FROM json_to_recordset($2::text::json)
+    AS k(id uuid, lock bigint, version bigint, message_count int, tokens_used bigint,
+         sent_at timestamptz, is_sent_now boolean)
   WHERE pg_try_advisory_xact_lock(lock)
 ),
 changed AS MATERIALIZED (
@@ -106,47 +105,47 @@ changed AS MATERIALIZED (
   {looked_up("users", "u", "u.id = COALESCE(d.actor_id, d.sender_id)")}
   WHERE d.user_revision <> u.revision OR NOT u.is_active OR u.deleted_at IS NOT NULL
   UNION ALL
-  SELECT r.conversation_id FROM request k
-  {looked_up("requests", "r", "r.conversation_id = k.conversation_id AND r.key = k.key")}
-  WHERE r.conversation_id IS NOT NULL
-),
-grown AS MATERIALIZED (
-  SELECT conversation_id, max(sequence) AS last_sequence, max(version) AS version,
-         COALESCE(sum(tokens_used), 0) AS tokens_used, max(sent_at) AS sent_at,
-         bool_or(sent_at IS NULL) AS is_sent_now
-  FROM draft GROUP BY conversation_id
+  SELECT d.conversation_id FROM draft d
+  {looked_up("requests", "r", "r.conversation_id = d.conversation_id AND r.key = d.key")}
+  WHERE d.key IS NOT NULL AND r.conversation_id IS NOT NULL
 ),
 moved AS (
   UPDATE conversations c
   SET (last_sequence, version, total_tokens_used, last_message_at, last_activity_at) =
-    (SELECT g.last_sequence, g.version, c.total_tokens_used + g.tokens_used,
-            greatest(now.at, c.last_message_at),
-            greatest(c.last_activity_at, g.sent_at,
-                     CASE WHEN g.is_sent_now THEN greatest(now.at, c.last_message_at) END)
-     FROM grown g CROSS JOIN now WHERE g.conversation_id = c.id)
+    (SELECT c.last_sequence + h.message_count, c.version + h.message_count,
+            c.total_tokens_used + h.tokens_used, h.at,
+            greatest(c.last_activity_at, h.sent_at, CASE WHEN h.is_sent_now THEN h.at END)
+     FROM (SELECT *, greatest(clock_timestamp(), c.last_message_at) AS at
+           FROM held WHERE id = c.id OFFSET 0) AS h)
   WHERE c.id = ANY(ARRAY(SELECT id FROM held WHERE id NOT IN (SELECT id FROM changed)))
     AND c.version = (SELECT h.version FROM held h WHERE h.id = c.id)
-    AND ($28::text IS NULL OR $28 = (SELECT era || '/' || timeline FROM history))
+    AND ($3::text IS NULL OR $3 = (SELECT era || '/' || timeline FROM history))
   RETURNING c.id, c.last_message_at AS at
+),
+kept AS MATERIALIZED (
+  SELECT d.*, (ARRAY(SELECT at FROM moved))[
+                array_position(ARRAY(SELECT id FROM moved), d.conversation_id)] AS at
+  FROM draft d WHERE d.conversation_id = ANY(ARRAY(SELECT id FROM moved))
 ),
 stored AS (
   INSERT INTO messages (conversation_id, id, sequence, sender_id, role, content, metadata,
                         tokens_used, input_tokens, output_tokens, model, reply_to_message_id,
                         parent_message_id, sent_at, external_id, created_at, updated_at, search)
-  SELECT d.conversation_id, d.id, d.sequence, d.sender_id, d.role, d.content, d.metadata::jsonb,
-         d.tokens_used, d.input_tokens, d.output_tokens, d.model, d.reply_to_message_id,
-         d.parent_message_id, d.sent_at, d.external_id, moved.at, moved.at, d.search::tsvector
-  FROM draft d JOIN moved ON moved.id = d.conversation_id
+  SELECT conversation_id, id, sequence, sender_id, role, content, metadata, tokens_used,
+         input_tokens, output_tokens, model, reply_to_message_id, parent_message_id, sent_at,
+         external_id, at, at, search
+  FROM kept
 ),
 spoke AS MATERIALIZED (
-  SELECT conversation_id, sender_id, max(sequence) AS sequence FROM draft
+  SELECT conversation_id, sender_id, max(sequence) AS sequence FROM kept
   WHERE sender_id IS NOT NULL GROUP BY conversation_id, sender_id
 ),
 read AS (
   UPDATE participants p
   SET last_read_sequence = (SELECT s.sequence FROM spoke s
                             WHERE s.conversation_id = p.conversation_id AND s.sender_id = p.user_id)
-  WHERE p.conversation_id = ANY(ARRAY(SELECT id FROM moved)) AND p.user_id = ANY($5::uuid[])
+  WHERE p.conversation_id = ANY(ARRAY(SELECT conversation_id FROM spoke))
+    AND p.user_id = ANY(ARRAY(SELECT sender_id FROM spoke))
     AND p.last_read_sequence < (SELECT s.sequence FROM spoke s
                                 WHERE s.conversation_id = p.conversation_id
                                   AND s.sender_id = p.user_id)
@@ -154,13 +153,14 @@ read AS (
 told AS (
   INSERT INTO events (conversation_id, version, era, type, committed_at, actor_id, sequence,
                       revision, user_id)
-  SELECT d.conversation_id, d.version, (SELECT era FROM history), 'MESSAGE_CREATED', moved.at,
-         d.actor_id, d.sequence, 1, d.sender_id
-  FROM draft d JOIN moved ON moved.id = d.conversation_id
+  SELECT conversation_id, version, (SELECT era FROM history), 'MESSAGE_CREATED', at, actor_id,
+         sequence, 1, sender_id
+  FROM kept
 ),
 recorded AS (
   INSERT INTO requests (conversation_id, key, payload_hash, sequence, message_count)
-  SELECT k.* FROM request k JOIN moved ON moved.id = k.conversation_id
+  SELECT conversation_id, key, payload_hash, sequence, message_count FROM kept
+  WHERE key IS NOT NULL
 )
 SELECT moved.id AS conversation_id, moved.at, era, timeline,
        pg_current_xact_id_if_assigned()::text AS xid
@@ -385,47 +385,20 @@ class Messages(Repository):
         """Store what was accepted, of the conversations that are free and still as they were when
         it was; each of them is all or nothing. Nothing where the database has another `history`.
         """
-        rows: list[Numbered] = [message for _, each in accepted for message in each.messages]
-        if not rows:
+        groups: dict[UUID, list[Numbered]] = {}
+        for item, each in accepted:
+            groups.setdefault(item.conversation_id, []).extend(each.messages)
+        if not groups:
             return Written({})
-        requested = [
-            (item.conversation_id, item.request, each.messages)
-            for item, each in accepted
-            if item.request
-        ]
-        first = {row.conversation_id: row for row in reversed(rows)}
-        locks = [lock_of(conversation_id) for conversation_id in first]
+        locks = [lock_of(conversation_id) for conversation_id in groups]
+        firsts = [group[0].id for group in groups.values()]
+        growths = [_growth(*each) for each in zip(groups.values(), locks, strict=True)]
         written = await self._connection.write(
             WRITE,
-            [row.conversation_id for row in rows],
-            [row.id for row in rows],
-            [row.sequence for row in rows],
-            [row.actor_id for row in rows],
-            [row.draft.sender_id for row in rows],
-            [row.user_revision for row in rows],
-            [row.draft.role for row in rows],
-            [row.draft.content for row in rows],
-            [row.draft.metadata for row in rows],
-            _column(row.draft.tokens_used for row in rows),
-            _column(row.draft.input_tokens for row in rows),
-            _column(row.draft.output_tokens for row in rows),
-            [row.draft.model for row in rows],
-            _column(row.reply_to_message_id for row in rows),
-            _column(row.parent_message_id for row in rows),
-            _column(row.draft.sent_at for row in rows),
-            _column(row.draft.external_id for row in rows),
-            await _words(rows),
-            [row.version for row in rows],
-            [conversation_id for conversation_id, _, _ in requested],
-            [request.key for _, request, _ in requested],
-            [request.payload_hash for _, request, _ in requested],
-            [messages[0].sequence for _, _, messages in requested],
-            [len(messages) for _, _, messages in requested],
-            list(first),
-            locks,
-            [row.version - 1 for row in first.values()],
+            _json(await _drafts(accepted)),
+            _json(growths),
             history,
-            evidence=Evidence(locks, WRITTEN, (list(first), [row.id for row in first.values()])),
+            evidence=Evidence(locks, WRITTEN, (list(groups), firsts)),
         )
         return Written(
             {row["conversation_id"]: row["at"] for row in written if row["conversation_id"]},
@@ -672,12 +645,69 @@ class Messages(Repository):
         return page
 
 
-def _column(values: Iterable[object]) -> list[object]:
-    """Of nothing but None, nothing: unnest makes it as long as the others, and nobody looks at each
-    of its elements before.
-    """
-    column = list(values)
-    return column if any(value is not None for value in column) else []
+async def _drafts(accepted: list[tuple[Append, Accepted]]) -> list[dict[str, object]]:
+    """The messages to be stored, the first one of a request with that."""
+    rows = [message for _, each in accepted for message in each.messages]
+    words = iter(await _words(rows))
+    drafts = []
+    for item, each in accepted:
+        request = item.request
+        for message in each.messages:
+            draft = _draft(message, next(words))
+            if request:
+                draft["key"], draft["payload_hash"] = request.key, request.payload_hash
+                draft["message_count"] = len(each.messages)
+                request = None
+            drafts.append(draft)
+    return drafts
+
+
+def _draft(message: Numbered, words: str) -> dict[str, object]:
+    draft = message.draft
+    return {
+        "conversation_id": message.conversation_id,
+        "id": message.id,
+        "sequence": message.sequence,
+        "version": message.version,
+        "actor_id": message.actor_id,
+        "sender_id": draft.sender_id,
+        "user_revision": message.user_revision,
+        "role": draft.role,
+        "content": draft.content,
+        "metadata": orjson.Fragment(draft.metadata),
+        "tokens_used": draft.tokens_used,
+        "input_tokens": draft.input_tokens,
+        "output_tokens": draft.output_tokens,
+        "model": draft.model,
+        "reply_to_message_id": message.reply_to_message_id,
+        "parent_message_id": message.parent_message_id,
+        "sent_at": draft.sent_at,
+        "external_id": draft.external_id,
+        "search": words,
+    }
+
+
+def _growth(group: list[Numbered], lock: int) -> dict[str, object]:
+    """What the messages of one conversation do to it."""
+    sent = [message.draft.sent_at for message in group]
+    return {
+        "id": group[0].conversation_id,
+        "lock": lock,
+        "version": group[0].version - 1,
+        "message_count": len(group),
+        "tokens_used": sum(message.draft.tokens_used or 0 for message in group),
+        "sent_at": max(filter(None, sent), default=None),
+        "is_sent_now": None in sent,
+    }
+
+
+def _json(rows: list[dict[str, object]]) -> str:
+    return orjson.dumps(rows, default=_text).decode()
+
+
+def _text(value: object) -> str:
+    """As PostgreSQL reads it: a UUID of the driver's, or bytes."""
+    return f"\\x{value.hex()}" if isinstance(value, bytes) else str(value)
 
 
 async def _words(rows: list[Numbered]) -> list[str]:
