@@ -415,7 +415,7 @@ class Interceptors:
         context: Context,
         work: Coroutine[Any, Any, Answer],
     ) -> Answer:
-        """Time and count the work, translate its error, log one line."""
+        """Time and count the work, translate its error, log one line once it is answered."""
         started = time.perf_counter()
         metrics.started()
         try:
@@ -442,9 +442,14 @@ class Interceptors:
             raise
         finally:
             seconds = time.perf_counter() - started
-            record["ms"] = round(seconds * 1000, 2)
-            metrics.ended(str(record.get("code", "UNKNOWN")), seconds)
-            log.info("call", **record)
+            # Nobody who waits for the answer waits for that.
+            asyncio.get_running_loop().call_soon(_tell, record, metrics, seconds)
+
+
+def _tell(record: Record, metrics: MethodMetrics, seconds: float) -> None:
+    record["ms"] = round(seconds * 1000, 2)
+    metrics.ended(str(record.get("code", "UNKNOWN")), seconds)
+    log.info("call", **record)
 
 
 def _audited(method: MethodDescriptor) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.batcher import PATIENCE, Batcher
+from service.batcher import LONELY, PATIENCE, Batcher
 from service.errors import Aborted, DeadlineExceeded, ParleyError, Unavailable, Unknown
 
 
@@ -80,6 +80,28 @@ async def test_those_who_are_on_their_way_are_waited_for_and_nobody_else() -> No
 
     assert await settled(tasks) == list("ABCD")
     assert work.batches == [["a", "b", "c"], ["d"]]
+
+
+async def test_where_nobody_came_for_a_while_nobody_is_waited_for_until_somebody_comes() -> None:
+    work = Work()
+    batcher = Batcher(work)
+    for _ in range(LONELY):
+        await batcher.submit("a")
+    work.batches.clear()
+    work.gate.clear()
+
+    tasks = submitting(batcher, "b")
+    await turns(2)
+    assert work.batches == [["b"]]
+    tasks += submitting(batcher, "c", "d")
+    work.gate.set()
+    await settled(tasks)
+    tasks += submitting(batcher, "e")
+    await turns(2)
+    tasks += submitting(batcher, "f")
+
+    assert await settled(tasks) == list("BCDEF")
+    assert work.batches == [["b"], ["c", "d"], ["e", "f"]]
 
 
 async def test_a_batch_holds_no_more_items_than_it_may() -> None:
