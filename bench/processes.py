@@ -71,7 +71,7 @@ async def serving(
         await answer
         yield Target(process, address, token)
     finally:
-        # All of its session, for `make` passes nothing on; PostgreSQL has a session of its own.
+        # All of its session: `make` may pass it on or not. PostgreSQL has a session of its own.
         family = [process, *process.children(recursive=True)]
         os.killpg(process.pid, signal.SIGTERM)
         await asyncio.to_thread(psutil.wait_procs, family, STOP_SECONDS)

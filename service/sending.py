@@ -43,12 +43,13 @@ class Sender:
         """Append to the conversations whose locks are free."""
         async with self._store.statements() as statements:
             self._memory.bind(statements.session)
+            history = self._memory.history or await statements.messages.history()
             known = self._memory.recall(items)
             unknown = [item for item in items if item.conversation_id not in known]
             loaded = await statements.messages.load(unknown) if unknown else {}
             outcomes = decide(items, known | loaded, NEW_IDS)
             accepted = _accepted(items, outcomes)
-            written = await statements.messages.write(accepted, history=self._memory.history)
+            written = await statements.messages.write(accepted, history=history)
             statements.locks.update(map(lock_of, written.times))
         if accepted:
             tried = {item.conversation_id for item, _ in accepted}

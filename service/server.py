@@ -60,6 +60,8 @@ MAX_REQUEST_BYTES = 4 << 20
 PRUNE_INTERVAL_SECONDS = 3600.0
 # How long a stream that has ended may wait for its client to take notice, when the server stops.
 STALLED_SECONDS = 2.0
+# How long after a signal one more is still the same.
+SAME_SIGNAL_SECONDS = 1.0
 # Messages that an older version stored are made searchable, a few at a time.
 INDEX_INTERVAL_SECONDS = 60.0
 INDEX_MESSAGES, INDEX_PAUSE_SECONDS = 100, 0.05
@@ -361,15 +363,21 @@ def development_token(file: Path) -> str:
 
 
 async def until_signal() -> None:
-    """Wait for SIGTERM or Ctrl-C; a second one ends the process at once."""
+    """Wait for SIGTERM or Ctrl-C; one more, a second later, ends the process at once. Before that
+    it is the same one: `make`, or whoever signals a whole group, may send it twice.
+    """
+    loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+    first = loop.time()
 
     def on_signal() -> None:
-        if stop.is_set():
+        nonlocal first
+        if not stop.is_set():
+            first = loop.time()
+            stop.set()
+        elif loop.time() - first >= SAME_SIGNAL_SECONDS:
             os._exit(1)
-        stop.set()
 
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     await stop.wait()

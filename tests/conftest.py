@@ -83,6 +83,28 @@ async def parley(
     await database.execute(f"TRUNCATE {TABLES}")
 
 
+@pytest_asyncio.fixture(scope="session")
+async def replica(
+    postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Server]:
+    """A second server over the same database."""
+    settings = load(address="127.0.0.1:0", data_dir=tmp_path_factory.mktemp("replica"))
+    replica = Server(settings, postgres.url)
+    replica.bind()
+    await replica.start()
+    await replica.readiness.ready.wait()
+    yield replica
+    await replica.stop()
+
+
+@pytest_asyncio.fixture
+async def elsewhere(parley: Client, replica: Server) -> AsyncIterator[Client]:
+    """The system's client of the second server."""
+    assert replica.token
+    async with grpc.aio.insecure_channel(replica.address) as channel:
+        yield Client(channel, replica.token)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real conversations, where the machine has them."""

@@ -442,6 +442,13 @@ async def insist(call: Callable[[], Awaitable[Any]]) -> Any:
     return await call()
 
 
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Return once it is so; TimeoutError after ten seconds."""
+    async with asyncio.timeout(10):
+        while not await condition():
+            await asyncio.sleep(0.005)
+
+
 async def row_count(database: asyncpg.Connection) -> int:
     """How many rows there are in all the tables that a call could leave something in."""
     tables = (
@@ -466,6 +473,26 @@ async def facts(database: asyncpg.Connection, conversation: Conversation) -> lis
         UUID(conversation.id),
     )
     return [{name: value for name, value in row.items() if value} for row in rows]
+
+
+async def require_sums(parley: Client, database: asyncpg.Connection, talk: Conversation) -> None:
+    """The counters are what counting gives, and the versions have no hole."""
+    row = await database.fetchrow(
+        "SELECT count(*), sum(tokens_used), max(COALESCE(sent_at, created_at)) FROM messages"
+        " WHERE conversation_id = $1",
+        talk.id,
+    )
+    events = await database.fetch(
+        "SELECT version, type, sequence FROM events WHERE conversation_id = $1 ORDER BY version",
+        talk.id,
+    )
+    seen = await parley.seen(talk)
+    assert row is not None
+    assert (seen.last_sequence, seen.total_tokens_used) == (row[0], row[1] or 0)
+    assert seen.last_activity_time.ToMicroseconds() == int(row[2].timestamp() * 1_000_000)
+    assert [event["version"] for event in events] == list(range(1, seen.version + 1))
+    told = [event["sequence"] for event in events if event["type"] == "MESSAGE_CREATED"]
+    assert told == list(range(1, seen.last_sequence + 1))
 
 
 async def miscounted(database: asyncpg.Connection) -> list[asyncpg.Record]:

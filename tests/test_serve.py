@@ -117,6 +117,19 @@ async def test_the_next_start_is_quick_and_knows_what_was_there(served: Service)
     assert served.token == before
 
 
+async def test_a_signal_that_is_sent_twice_is_one(served: Service) -> None:
+    """To a process and to its group, as by `make` when the group is told to end."""
+    await _running(served)
+    postgres = served.postmaster()
+
+    for _ in range(5):
+        served.process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.02)
+
+    assert await served.ended(10) == 0
+    assert not postgres.is_running()
+
+
 async def test_a_second_signal_ends_it_at_once_and_the_next_start_adopts_the_database(
     served: Service,
 ) -> None:
@@ -131,7 +144,7 @@ async def test_a_second_signal_ends_it_at_once_and_the_next_start_adopts_the_dat
             running = asyncio.ensure_future(client.message(talk, ada))
             await asyncio.sleep(0.1)
             served.process.send_signal(signal.SIGTERM)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(1.1)
             assert served.process.poll() is None
 
             served.process.send_signal(signal.SIGTERM)

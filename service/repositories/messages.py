@@ -379,6 +379,11 @@ class Messages(Repository):
                 _note(state, draft.parent, row["parent_by_id"] or row["parent_by_sequence"])
         return states
 
+    async def history(self) -> str:
+        """In which life of the database a version means something: its era and its timeline."""
+        (row,) = await self._connection.fetch(HISTORY)
+        return _history(row)
+
     async def write(
         self, accepted: list[tuple[Append, Accepted]], *, history: str | None = None
     ) -> Written:
@@ -402,7 +407,7 @@ class Messages(Repository):
         )
         return Written(
             {row["conversation_id"]: row["at"] for row in written if row["conversation_id"]},
-            f"{written[0]['era']}/{written[0]['timeline']}",
+            _history(written[0]),
         )
 
     async def find(self, keys: Sequence[Key]) -> list[Row | None]:
@@ -699,6 +704,10 @@ def _growth(group: list[Numbered], lock: int) -> dict[str, object]:
         "sent_at": max(filter(None, sent), default=None),
         "is_sent_now": None in sent,
     }
+
+
+def _history(row: Row) -> str:
+    return f"{row['era']}/{row['timeline']}"
 
 
 def _json(rows: list[dict[str, object]]) -> str:

@@ -1,7 +1,6 @@
 """PurgeUser: who it was is gone at once, and then it goes, conversation by conversation."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -24,6 +23,7 @@ from ..make import (
     facts,
     failure,
     miscounted,
+    until,
 )
 from ..process import Service
 
@@ -468,9 +468,3 @@ async def test_kill_9_in_the_middle_of_a_purge_is_harmless(tmp_path: Path) -> No
         await database.close()
     finally:
         await service.stop()
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(10):
-        while not await condition():
-            await asyncio.sleep(0.005)
