@@ -1,17 +1,18 @@
 """What is remembered of conversations: their states when they were last written to, for whoever
-checks that they still are.
+checks that only messages have changed them since.
 """
 
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from uuid import UUID
 
+from service.repositories.messages import Written
 from service.rules.messages import Append, State, person_id
 
 # A conversation takes some 2 KiB, and half of one for each person who spoke.
 MAX_CONVERSATIONS = 4_096
 MAX_PEOPLE = 64
 # It is relied on while it is nearly always right: each time that it is not costs a statement.
-# Processes that write to the same conversations look up what each is about to change.
+# Processes that change who is in the same conversations look up what each is about to change.
 RELIABLE, WEIGHT = 0.8, 1 / 32
 
 
@@ -52,23 +53,23 @@ class Memory:
         self,
         recalled: Mapping[UUID, State],
         loaded: Mapping[UUID, State],
-        written: Collection[UUID],
-        *,
-        history: str,
+        written: Written,
     ) -> None:
-        """Remember the states that were decided by, of those conversations that were written, in
-        this history of the database; those of another one are forgotten.
+        """Remember the states that were decided by, unless they turned out to be wrong; those of
+        another history of the database than the one that was written in are forgotten.
         """
-        if history != self.history:
-            self.history = history
+        if written.history != self.history:
+            self.history = written.history
             self._states.clear()
-        for id in recalled:
-            self._learn(id in written)
+        for id in recalled.keys() - written.taken:
+            self._learn(id in written.stored)
         for id, state in loaded.items():
             if before := self._states.pop(id, None):
                 self._learn(_unchanged(state, before))
         for id, state in (*recalled.items(), *loaded.items()):
-            if id in written and len(state.people) <= MAX_PEOPLE:
+            if stored := written.stored.get(id):
+                state.move(stored.moved_by)
+            if (stored or id in written.taken) and len(state.people) <= MAX_PEOPLE:
                 state.requests.clear()
                 state.messages.clear()
                 state.external_ids.clear()
@@ -93,7 +94,7 @@ def _suffices(state: State, item: Append) -> bool:
 
 def _unchanged(loaded: State, before: State) -> bool:
     """Whether nothing had changed when it was looked up; then who was known still is."""
-    if not loaded.conversation or loaded.conversation["version"] != before.version:
+    if loaded.other_changes != before.other_changes:
         return False
     loaded.people.update({id: who for id, who in before.people.items() if id not in loaded.people})
     return True

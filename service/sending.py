@@ -1,9 +1,9 @@
 """Appending messages: many calls in one statement, by what is remembered where that will do.
 
 Whoever wrote to a conversation knows who may send and which number comes next. The next message is
-decided by that, and the statement that stores it stores nothing where the conversation, or its
-sender, is another one by then. So what is remembered may be out of date, and does no harm.
-(Optimistic concurrency control: Kung and Robinson, 1981.)
+decided by that, and the statement that stores it stores nothing where anything but messages has
+changed the conversation, or its sender is another one by then. So what is remembered may be out of
+date, and does no harm. (Optimistic concurrency control: Kung and Robinson, 1981.)
 """
 
 from datetime import datetime
@@ -13,7 +13,7 @@ from service.errors import ParleyError
 from service.identity import Call
 from service.ids import lock_of, new_id
 from service.memory import Memory
-from service.repositories.messages import Times
+from service.repositories.messages import Stored, Written
 from service.rules.messages import Accepted, Append, Numbered, Outcome, Replayed, decide
 from service.store import Store, Transaction
 
@@ -50,17 +50,18 @@ class Sender:
             outcomes = decide(items, known | loaded, NEW_IDS)
             accepted = _accepted(items, outcomes)
             written = await statements.messages.write(accepted, history=history)
-            statements.locks.update(map(lock_of, written.times))
+            statements.locks.update(map(lock_of, written.stored))
         if accepted:
             tried = {item.conversation_id for item, _ in accepted}
             recalled = {id: known[id] for id in known.keys() & tried}
-            self._memory.keep(recalled, loaded, written.times, history=written.history)
+            self._memory.keep(recalled, loaded, written)
+        doubtful = known.keys() - written.taken
         return [
             # It was refused by what was remembered: that may not be so any more.
             Overtaken()
-            if isinstance(sent, Busy | ParleyError) and item.conversation_id in known
+            if isinstance(sent, Busy | ParleyError) and item.conversation_id in doubtful
             else sent
-            for item, sent in zip(items, _settled(items, outcomes, written.times), strict=True)
+            for item, sent in zip(items, _settled(items, outcomes, written), strict=True)
         ]
 
 
@@ -69,7 +70,7 @@ async def append(transaction: Transaction, items: list[Append]) -> list[Sent | B
     states = await transaction.messages.load(items)
     outcomes = decide(items, states, NEW_IDS)
     written = await transaction.messages.write(_accepted(items, outcomes))
-    return _settled(items, outcomes, written.times)
+    return _settled(items, outcomes, written)
 
 
 def _accepted(items: list[Append], outcomes: list[Outcome]) -> list[tuple[Append, Accepted]]:
@@ -82,23 +83,29 @@ def _accepted(items: list[Append], outcomes: list[Outcome]) -> list[tuple[Append
 
 
 def _settled(
-    items: list[Append], outcomes: list[Outcome], times: Times
+    items: list[Append], outcomes: list[Outcome], written: Written
 ) -> list[Sent | Busy | ParleyError]:
     """What to tell of each item. Where something was to be stored and was not, nothing is true that
     was decided after it: neither that a request was repeated, nor that a number was wrong.
     """
-    undone = {item.conversation_id for item, _ in _accepted(items, outcomes)}.difference(times)
+    tried = {item.conversation_id for item, _ in _accepted(items, outcomes)}
+    undone = tried.difference(written.stored)
     return [
         Busy()
         if item.conversation_id in undone
-        else [
-            (message, None if item.dry_run else times[item.conversation_id])
-            for message in outcome.messages
-        ]
-        if isinstance(outcome, Accepted)
-        else outcome
+        else _told(item, outcome, written.stored.get(item.conversation_id))
         for item, outcome in zip(items, outcomes, strict=True)
     ]
+
+
+def _told(item: Append, outcome: Outcome, stored: Stored | None) -> Sent | ParleyError:
+    by = stored.moved_by if stored else 0
+    if isinstance(outcome, Replayed):
+        return outcome.moved(by)
+    if isinstance(outcome, ParleyError):
+        return outcome
+    at = None if item.dry_run or not stored else stored.at
+    return [(message.moved(by), at) for message in outcome.messages]
 
 
 def _bytes(item: Append) -> int:

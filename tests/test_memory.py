@@ -1,5 +1,6 @@
 """What a server remembers of conversations, and when it relies on it."""
 
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -9,6 +10,7 @@ from service import memory
 from service.domain import MessageRole
 from service.identity import Actor
 from service.memory import Memory
+from service.repositories.messages import Stored, Written
 from service.rules.messages import Append, Draft, State
 
 HISTORY = "1/00000001"
@@ -26,15 +28,20 @@ def item(talk: UUID = TALK, by: UUID = ADA, *, dry_run: bool = False, **values: 
     )
 
 
-def looked_up(*people: UUID, version: int = 7) -> State:
+def looked_up(*people: UUID, other_changes: int = 2, last_sequence: int = 5) -> State:
     rows = {id: {"user_revision": 1} for id in people}
-    return State({"version": version}, last_sequence=5, version=version, people=dict(rows))
+    return State({}, last_sequence, version=last_sequence + other_changes, people=dict(rows))
+
+
+def written(*talks: UUID, moved_by: int = 0, history: str = HISTORY) -> Written:
+    now = datetime.now(UTC)
+    return Written({talk: Stored(now, moved_by) for talk in talks}, history=history)
 
 
 def wrote(store: Memory, state: State, talk: UUID = TALK) -> None:
     """Looked up, decided by, and written."""
-    state.version += 1
-    store.keep({}, {talk: state}, [talk], history=HISTORY)
+    state.move(1)
+    store.keep({}, {talk: state}, written(talk))
 
 
 def test_what_was_written_is_known_until_somebody_decides_by_it() -> None:
@@ -44,16 +51,32 @@ def test_what_was_written_is_known_until_somebody_decides_by_it() -> None:
 
     recalled = known.recall([item(), item()])
 
-    assert recalled[TALK].version == 8
+    assert recalled[TALK].last_sequence == 6
     assert known.recall([item()]) == {}, "two would have decided by the same state"
-    known.keep(recalled, {}, [TALK], history=HISTORY)
+    known.keep(recalled, {}, written(TALK))
     assert known.recall([item()]) == recalled
 
 
 def test_what_was_looked_up_and_not_written_is_not_known() -> None:
     known = Memory()
-    known.keep({}, {TALK: looked_up(ADA)}, [], history=HISTORY)
+    known.keep({}, {TALK: looked_up(ADA)}, written())
     assert known.recall([item()]) == {}
+
+
+def test_what_could_not_be_written_because_it_was_taken_is_known_still() -> None:
+    known = Memory()
+    for _ in range(20):
+        known.keep({}, {TALK: looked_up(ADA)}, Written({}, frozenset({TALK}), HISTORY))
+        assert known.recall([item()])
+
+
+def test_the_messages_that_came_from_elsewhere_are_counted() -> None:
+    known = Memory()
+    wrote(known, looked_up(ADA))
+    recalled = known.recall([item()])
+    known.keep(recalled, {}, written(TALK, moved_by=4))
+    state = known.recall([item()])[TALK]
+    assert (state.last_sequence, state.version) == (10, 12)
 
 
 @pytest.mark.parametrize(
@@ -75,12 +98,12 @@ def test_what_has_to_be_looked_up_is_looked_up_for_its_whole_conversation(unusua
 
 def test_who_was_known_stays_known_when_somebody_else_is_looked_up_unless_all_has_changed() -> None:
     known = Memory()
-    wrote(known, looked_up(ADA, version=7))
-    wrote(known, looked_up(BOB, version=8))
+    wrote(known, looked_up(ADA))
+    wrote(known, looked_up(BOB, last_sequence=8))
     assert known.recall([item(by=ADA), item(by=BOB)])[TALK].people.keys() == {ADA, BOB}
 
-    wrote(known, looked_up(ADA, version=8))
-    wrote(known, looked_up(BOB, version=10))
+    wrote(known, looked_up(ADA, last_sequence=9))
+    wrote(known, looked_up(BOB, last_sequence=10, other_changes=3))
     assert known.recall([item(by=ADA)]) == {}
 
 
@@ -96,7 +119,7 @@ def test_nothing_is_known_in_another_session_or_another_history() -> None:
 
     wrote(known, looked_up(ADA))
     other = looked_up(BOB)
-    known.keep({}, {UUID(int=2): other}, [UUID(int=2)], history="2/00000001")
+    known.keep({}, {UUID(int=2): other}, written(UUID(int=2), history="2/00000001"))
     assert not known.recall([item()])
     assert known.recall([item(UUID(int=2), by=BOB)])
 
@@ -122,10 +145,10 @@ def test_what_is_wrong_again_and_again_is_not_relied_on_until_it_would_have_been
         if not (recalled := known.recall([item()])):
             break
         tries += 1
-        known.keep(recalled, {}, [], history=HISTORY)
+        known.keep(recalled, {}, written())
     assert 3 <= tries <= 10
 
-    wrote(known, looked_up(ADA, version=1))
-    for version in range(2, 20):
-        wrote(known, looked_up(ADA, version=version))
+    wrote(known, looked_up(ADA))
+    for last_sequence in range(6, 25):
+        wrote(known, looked_up(ADA, last_sequence=last_sequence))
     assert known.recall([item()])

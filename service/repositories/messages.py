@@ -68,15 +68,19 @@ SELECT (SELECT max(era) FROM eras) AS era,
        left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline
 """
 
-# Step 4: everything in one statement, for those conversations whose lock is free and whose version
-# is still the one that was decided on; their senders have not changed either, and their requests
-# are new. A version means something in one history of the database only: nothing is stored by what
-# is remembered of another one. The locks come first (an array of a subquery is made before anything
+# Step 4: everything in one statement, for those conversations whose lock is free and that only
+# messages have changed since they were decided about; their senders have not changed either, and
+# their requests are new. Messages add as much to the version as to the last sequence, so the
+# difference between the two tells of all other changes. The messages get their numbers here, from
+# where the conversation ends now; where somebody relies on a number, it has to end where it did.
+# None of this means anything but in one history of the database: nothing is stored by what is
+# remembered of another one. The locks come first (an array of a subquery is made before anything
 # else): the number of the transaction, which the first write takes, has to follow the order of
 # versions.
 #
 # A conversation that another transaction changed after this statement's snapshot is looked at again
-# by UPDATE: its version is another one then. What is stored elsewhere comes out of that UPDATE.
+# by UPDATE: its version is another one then than the snapshot's. What is stored elsewhere comes out
+# of that UPDATE.
 #
 # What is updated is found by ANY, and its values by subqueries that the planner cannot turn into a
 # join: joined, tables that were small when it planned were read whole later, and those of 64
@@ -88,17 +92,20 @@ WRITE = f"""
 WITH history AS MATERIALIZED ({HISTORY}),
 draft AS MATERIALIZED (
   SELECT * FROM json_to_recordset($1::text::json)
-    AS k(conversation_id uuid, id uuid, sequence bigint, version bigint, actor_id uuid,
-         sender_id uuid, user_revision int, role text, content text, metadata jsonb,
-         tokens_used int, input_tokens int, output_tokens int, model text,
-         reply_to_message_id uuid, parent_message_id uuid, sent_at timestamptz, external_id text,
-         search tsvector, key bytea, payload_hash bytea, message_count int)
+    AS k(conversation_id uuid, id uuid, following int, actor_id uuid, sender_id uuid,
+         user_revision int, role text, content text, metadata jsonb, tokens_used int,
+         input_tokens int, output_tokens int, model text, reply_to_message_id uuid,
+         parent_message_id uuid, sent_at timestamptz, external_id text, search tsvector,
+         key bytea, payload_hash bytea, message_count int)
 ),
 held AS MATERIALIZED (
-  SELECT * FROM json_to_recordset($2::text::json)
-    AS k(id uuid, lock bigint, version bigint, message_count int, tokens_used bigint,
-         sent_at timestamptz, is_sent_now boolean)
-  WHERE pg_try_advisory_xact_lock(lock)
+  SELECT k.*, c.version, pg_try_advisory_xact_lock(k.lock) AS is_free,
+         c.version - c.last_sequence = k.other_changes
+           AND c.last_sequence = COALESCE(k.expected_last_sequence, c.last_sequence) AS is_known
+  FROM json_to_recordset($2::text::json)
+    AS k(id uuid, lock bigint, other_changes bigint, expected_last_sequence bigint,
+         message_count int, tokens_used bigint, sent_at timestamptz, is_sent_now boolean)
+  {looked_up("conversations", "c", "c.id = k.id")}
 ),
 changed AS MATERIALIZED (
   SELECT d.conversation_id AS id FROM draft d
@@ -117,15 +124,19 @@ moved AS (
             greatest(c.last_activity_at, h.sent_at, CASE WHEN h.is_sent_now THEN h.at END)
      FROM (SELECT *, greatest(clock_timestamp(), c.last_message_at) AS at
            FROM held WHERE id = c.id OFFSET 0) AS h)
-  WHERE c.id = ANY(ARRAY(SELECT id FROM held WHERE id NOT IN (SELECT id FROM changed)))
+  WHERE c.id = ANY(ARRAY(SELECT id FROM held WHERE is_free AND is_known
+                         AND id NOT IN (SELECT id FROM changed)))
     AND c.version = (SELECT h.version FROM held h WHERE h.id = c.id)
     AND ($3::text IS NULL OR $3 = (SELECT era || '/' || timeline FROM history))
-  RETURNING c.id, c.last_message_at AS at
+  RETURNING c.id, c.last_sequence, c.version, c.last_message_at AS at
 ),
 kept AS MATERIALIZED (
-  SELECT d.*, (ARRAY(SELECT at FROM moved))[
-                array_position(ARRAY(SELECT id FROM moved), d.conversation_id)] AS at
-  FROM draft d WHERE d.conversation_id = ANY(ARRAY(SELECT id FROM moved))
+  SELECT *, (ARRAY(SELECT last_sequence FROM moved))[n] - following AS sequence,
+         (ARRAY(SELECT version FROM moved))[n] - following AS version,
+         (ARRAY(SELECT at FROM moved))[n] AS at
+  FROM (SELECT *, array_position(ARRAY(SELECT id FROM moved), conversation_id) AS n
+        FROM draft OFFSET 0) AS d
+  WHERE n IS NOT NULL
 ),
 stored AS (
   INSERT INTO messages (conversation_id, id, sequence, sender_id, role, content, metadata,
@@ -162,14 +173,17 @@ recorded AS (
   SELECT conversation_id, key, payload_hash, sequence, message_count FROM kept
   WHERE key IS NOT NULL
 )
-SELECT moved.id AS conversation_id, moved.at, era, timeline,
+SELECT conversation_id, last_sequence, at, era, timeline,
        pg_current_xact_id_if_assigned()::text AS xid
-FROM history LEFT JOIN moved ON true
+FROM history
+LEFT JOIN (SELECT id AS conversation_id, last_sequence, at FROM moved
+           UNION ALL SELECT id, NULL, NULL FROM held WHERE NOT is_free) AS done ON true
 """
 
-# What WRITE would have answered, of those conversations where it took effect.
+# What WRITE would have answered, of those conversations where it took effect, by the last message
+# of each.
 WRITTEN = f"""
-SELECT m.conversation_id, m.created_at AS at, history.*, NULL AS xid
+SELECT m.conversation_id, m.sequence AS last_sequence, m.created_at AS at, history.*, NULL AS xid
 FROM unnest($1::uuid[], $2::uuid[]) AS k(conversation_id, id)
 CROSS JOIN ({HISTORY}) AS history
 {looked_up("messages", "m", "m.conversation_id = k.conversation_id AND m.id = k.id")}
@@ -295,15 +309,25 @@ OF_ONE = {
 # How many arguments PAGES has without filters.
 PAGE_ARGUMENTS = 5
 
-# When the messages just appended to each conversation were made.
-Times = dict[UUID, datetime]
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The messages just appended to a conversation: when they were made, and how far their numbers
+    have moved, because others were quicker, from those that were decided on.
+    """
+
+    at: datetime
+    moved_by: int
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What took effect, and in which history of the database: its era and its timeline."""
+    """What took effect, by conversation, and in which history of the database: its era and its
+    timeline. Of the others, those whose locks were taken.
+    """
 
-    times: Times
+    stored: Mapping[UUID, Stored]
+    taken: frozenset[UUID] = frozenset()
     history: str = ""
 
 
@@ -387,28 +411,34 @@ class Messages(Repository):
     async def write(
         self, accepted: list[tuple[Append, Accepted]], *, history: str | None = None
     ) -> Written:
-        """Store what was accepted, of the conversations that are free and still as they were when
-        it was; each of them is all or nothing. Nothing where the database has another `history`.
+        """Store what was accepted, of the conversations that are free and that only messages have
+        changed since it was; each of them is all or nothing. Nothing where the database has another
+        `history`.
         """
         groups: dict[UUID, list[Numbered]] = {}
+        exact: set[UUID] = set()
         for item, each in accepted:
             groups.setdefault(item.conversation_id, []).extend(each.messages)
+            if item.relies_on_numbers:
+                exact.add(item.conversation_id)
         if not groups:
             return Written({})
         locks = [lock_of(conversation_id) for conversation_id in groups]
-        firsts = [group[0].id for group in groups.values()]
-        growths = [_growth(*each) for each in zip(groups.values(), locks, strict=True)]
-        written = await self._connection.write(
+        lasts = [group[-1] for group in groups.values()]
+        rows = await self._connection.write(
             WRITE,
-            _json(await _drafts(accepted)),
-            _json(growths),
+            _json(await _drafts(accepted, groups)),
+            _json([_growth(id, group, id in exact) for id, group in groups.items()]),
             history,
-            evidence=Evidence(locks, WRITTEN, (list(groups), firsts)),
+            evidence=Evidence(locks, WRITTEN, (list(groups), [last.id for last in lasts])),
         )
-        return Written(
-            {row["conversation_id"]: row["at"] for row in written if row["conversation_id"]},
-            _history(written[0]),
-        )
+        told = {row["conversation_id"]: row for row in rows if row["conversation_id"]}
+        stored = {
+            last.conversation_id: Stored(row["at"], row["last_sequence"] - last.sequence)
+            for last in lasts
+            if (row := told.get(last.conversation_id)) and row["at"]
+        }
+        return Written(stored, frozenset(told.keys() - stored.keys()), _history(rows[0]))
 
     async def find(self, keys: Sequence[Key]) -> list[Row | None]:
         """The message behind each key that its asker may read, in the same order."""
@@ -650,15 +680,18 @@ class Messages(Repository):
         return page
 
 
-async def _drafts(accepted: list[tuple[Append, Accepted]]) -> list[dict[str, object]]:
+async def _drafts(
+    accepted: list[tuple[Append, Accepted]], groups: Mapping[UUID, list[Numbered]]
+) -> list[dict[str, object]]:
     """The messages to be stored, the first one of a request with that."""
     rows = [message for _, each in accepted for message in each.messages]
     words = iter(await _words(rows))
     drafts = []
     for item, each in accepted:
         request = item.request
+        last_sequence = groups[item.conversation_id][-1].sequence
         for message in each.messages:
-            draft = _draft(message, next(words))
+            draft = _draft(message, next(words), following=last_sequence - message.sequence)
             if request:
                 draft["key"], draft["payload_hash"] = request.key, request.payload_hash
                 draft["message_count"] = len(each.messages)
@@ -667,13 +700,13 @@ async def _drafts(accepted: list[tuple[Append, Accepted]]) -> list[dict[str, obj
     return drafts
 
 
-def _draft(message: Numbered, words: str) -> dict[str, object]:
+def _draft(message: Numbered, words: str, *, following: int) -> dict[str, object]:
+    """`following`: how many messages of the same conversation come after it."""
     draft = message.draft
     return {
         "conversation_id": message.conversation_id,
         "id": message.id,
-        "sequence": message.sequence,
-        "version": message.version,
+        "following": following,
         "actor_id": message.actor_id,
         "sender_id": draft.sender_id,
         "user_revision": message.user_revision,
@@ -692,13 +725,17 @@ def _draft(message: Numbered, words: str) -> dict[str, object]:
     }
 
 
-def _growth(group: list[Numbered], lock: int) -> dict[str, object]:
-    """What the messages of one conversation do to it."""
+def _growth(conversation_id: UUID, group: list[Numbered], exact: bool) -> dict[str, object]:
+    """What the messages of one conversation do to it. `exact`: with just the numbers that they were
+    given.
+    """
+    first = group[0]
     sent = [message.draft.sent_at for message in group]
     return {
-        "id": group[0].conversation_id,
-        "lock": lock,
-        "version": group[0].version - 1,
+        "id": conversation_id,
+        "lock": lock_of(conversation_id),
+        "other_changes": first.version - first.sequence,
+        "expected_last_sequence": first.sequence - 1 if exact else None,
         "message_count": len(group),
         "tokens_used": sum(message.draft.tokens_used or 0 for message in group),
         "sent_at": max(filter(None, sent), default=None),

@@ -6,9 +6,9 @@ outcome. An item is all or nothing, however many messages it has.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 from service.domain import MessageRole, UserKind
@@ -70,10 +70,21 @@ class Append:
     request: RequestId | None = None
     dry_run: bool = False
 
+    @property
+    def relies_on_numbers(self) -> bool:
+        """Whether a message that comes in between is more than another number for these: somebody
+        counted on theirs, or it may have taken an external_id.
+        """
+        return self.expected_last_sequence is not None or any(
+            draft.external_id is not None for draft in self.drafts
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Numbered:
-    """A draft with its place in the conversation, ready to be stored."""
+    """A draft with its place in the conversation, ready to be stored. Its numbers are those that it
+    gets if nobody is quicker.
+    """
 
     draft: Draft
     conversation_id: UUID
@@ -86,6 +97,12 @@ class Numbered:
     reply_to_message_id: UUID | None
     parent_message_id: UUID | None
 
+    def moved(self, by: int) -> Self:
+        """The same, so many places on."""
+        if not by:
+            return self
+        return replace(self, sequence=self.sequence + by, version=self.version + by)
+
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
@@ -94,10 +111,16 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """An earlier request under the same id appended `count` messages from `sequence` on."""
+    """An earlier request under the same id appended `count` messages from `sequence` on. If it is
+    one of the same batch, that number is still to be confirmed.
+    """
 
     sequence: int
     count: int
+    is_stored: bool = True
+
+    def moved(self, by: int) -> Self:
+        return self if self.is_stored else replace(self, sequence=self.sequence + by)
 
 
 Outcome = Accepted | Replayed | ParleyError
@@ -117,6 +140,16 @@ class State:
     # (id, sequence) of each message that a draft points at, under the reference it used.
     messages: dict[Reference, tuple[UUID, int]] = field(default_factory=dict)
     external_ids: dict[str, UUID] = field(default_factory=dict)
+
+    @property
+    def other_changes(self) -> int:
+        """How often anything but a new message has changed it: a message adds one to both."""
+        return self.version - self.last_sequence
+
+    def move(self, by: int) -> None:
+        """So many messages were appended."""
+        self.last_sequence += by
+        self.version += by
 
 
 def person_id(item: Append, draft: Draft) -> UUID | None:
@@ -142,7 +175,9 @@ def _decide(item: Append, state: State, new_ids: Iterator[UUID]) -> Accepted | R
         require_may_act(state.people.get(item.actor.id))
     if item.request and (recorded := state.requests.get(item.request.key)):
         require_same(item.request, recorded)
-        return Replayed(recorded["sequence"], recorded["message_count"])
+        return Replayed(
+            recorded["sequence"], recorded["message_count"], recorded.get("is_stored", True)
+        )
     if state.conversation is None:
         raise NotFound("conversation", item.conversation)
     if item.actor:
@@ -262,8 +297,7 @@ def _resolve(
 
 
 def _accept(item: Append, messages: tuple[Numbered, ...], state: State) -> None:
-    state.last_sequence += len(messages)
-    state.version += len(messages)
+    state.move(len(messages))
     for message in messages:
         state.messages[message.sequence] = (message.id, message.sequence)
         if message.draft.external_id is not None:
@@ -273,4 +307,5 @@ def _accept(item: Append, messages: tuple[Numbered, ...], state: State) -> None:
             "payload_hash": item.request.payload_hash,
             "sequence": messages[0].sequence,
             "message_count": len(messages),
+            "is_stored": False,
         }

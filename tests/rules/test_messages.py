@@ -119,7 +119,7 @@ def test_twins_in_one_batch_share_the_first_ones_outcome() -> None:
 
     outcomes = decided([first, append(), first, first], state())
 
-    assert outcomes[2] == outcomes[3] == Replayed(sequence=6, count=2)
+    assert outcomes[2] == outcomes[3] == Replayed(6, 2, is_stored=False)
     assert reasons(outcomes) == ["6 7", "8", "as 6", "as 6"]
 
 
