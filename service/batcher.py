@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
 PATIENCE = 12
-# After so many batches of one, one after the other, nobody is expected any more.
+# After so many batches of one, one after the other, nobody is waited for any more.
 LONELY = 3
 
 # What befalls a batch as a whole, whatever is in it. To try its items one by one would be to wait
@@ -65,10 +65,30 @@ class Batcher(Generic[Item, Outcome]):
         """The outcome of this item. One that nobody wants any more when its batch forms is dropped;
         a caller that is cancelled disturbs no other.
         """
+        if self._free and not self._waiting and self._lone >= LONELY:
+            return await self._run_alone(item)
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting.append(Waiting(item, future, is_wanted))
         self._start()
         return await future
+
+    async def _run_alone(self, item: Item) -> Outcome:
+        """In the caller's own task, without waiting for others: where nobody came for a while, the
+        twelve turns and another task's are 8 % of a send. A caller that is cancelled takes its own
+        item with it.
+        """
+        self._free -= 1
+        try:
+            if self._sizes:
+                self._sizes.observe(1)
+            (outcome,) = await self._run([item])
+        finally:
+            self._free += 1
+            if self._waiting:
+                self._start()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     def _start(self) -> None:
         if self._free:
@@ -95,11 +115,8 @@ class Batcher(Generic[Item, Outcome]):
 
         A call that arrives takes several turns from the network to here, and grpc lets in one at a
         time: batches that did not wait for that held three of 64 calls, and a call cost twice as
-        much. The turns of an idle loop take microseconds, but for whoever calls alone they are 4 %
-        of a send, and so nobody is waited for where nobody came for a while.
+        much. The turns of an idle loop take microseconds.
         """
-        if self._lone >= LONELY and len(self._waiting) == 1:
-            return
         quiet_turns = 0
         while quiet_turns < PATIENCE and len(self._waiting) < self._enough:
             count = len(self._waiting)

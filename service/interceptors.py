@@ -100,23 +100,38 @@ class Method:
     metrics: MethodMetrics
 
 
-@dataclass(slots=True)
 class Work:
-    """What a call does, which may go on when nobody awaits it any more."""
+    """What a call does, which may go on when nobody awaits its answer any more.
 
-    record: Record
-    call: Call | None = None
-    abandoned: bool = False
+    The answer is a future of its own: to be told that a task has ended takes one more turn of the
+    event loop.
+    """
 
-    def abandon(self, task: asyncio.Task[bytes]) -> None:
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.call: Call | None = None
+        self.abandoned = False
+        self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def succeed(self, answer: bytes) -> None:
+        if not self.answer.done():
+            self.answer.set_result(answer)
+
+    def fail(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+        else:
+            self._bury(error)
+
+    def abandon(self) -> None:
         self.abandoned = True
         if self.call:
             self.call.abandoned = True
-        task.add_done_callback(self._bury)
+        if self.answer.done() and not self.answer.cancelled():
+            self._bury(self.answer.exception())
 
-    def _bury(self, task: asyncio.Task[bytes]) -> None:
+    def _bury(self, error: BaseException | None) -> None:
         """Nobody is left to hear of an error; a defect must be known all the same."""
-        error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, ParleyError):
             log.error("defect", **self.record, exc_info=error)
 
@@ -185,7 +200,7 @@ class Interceptors:
         self._rate = rate or CallRate(0)
         self._max_calls = max_calls
         self._default_deadline = default_deadline
-        self._running: set[asyncio.Task[bytes]] = set()
+        self._running: set[asyncio.Task[None]] = set()
         self._streams: set[asyncio.Task[None]] = set()
         self._draining = False
         self._refused_at = 0.0
@@ -278,23 +293,32 @@ class Interceptors:
         # Those that nobody awaits any more count too: they are at work all the same.
         if len(self._running) >= self._max_calls:
             raise Unavailable("OVERLOADED")
-        task = asyncio.create_task(self._do(work, method, raw, context.invocation_metadata()))
+        metadata = context.invocation_metadata()
+        task = asyncio.create_task(self._finish(work, method, raw, metadata))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         limit = self._default_deadline if context.time_remaining() is None else None
         try:
-            answer = await asyncio.wait_for(asyncio.shield(task), limit)
+            answer = await asyncio.wait_for(work.answer, limit)
         except asyncio.CancelledError:
-            work.abandon(task)
+            work.abandon()
             raise
         except TimeoutError:
-            if task.done():
+            if not work.answer.cancelled():
                 raise
-            work.abandon(task)
+            work.abandon()
             raise DeadlineExceeded("DEADLINE_EXCEEDED") from None
         if work.call and work.call.trailers:
             context.set_trailing_metadata(tuple(work.call.trailers))
         return answer
+
+    async def _finish(self, work: Work, method: Method, raw: bytes, metadata: Any) -> None:
+        try:
+            work.succeed(await self._do(work, method, raw, metadata))
+        except Exception as error:
+            work.fail(error)
+        finally:
+            work.answer.cancel()
 
     async def _do(self, work: Work, method: Method, raw: bytes, metadata: Any) -> bytes:
         request, call = await self._admit(work.record, method, raw, metadata)

@@ -104,6 +104,35 @@ async def test_where_nobody_came_for_a_while_nobody_is_waited_for_until_somebody
     assert work.batches == [["b"], ["c", "d"], ["e", "f"]]
 
 
+@pytest.mark.parametrize(
+    ("end", "outcome"),
+    [("settled", str), ("raised", ValueError), ("cancelled", asyncio.CancelledError)],
+)
+async def test_however_it_ends_for_who_was_alone_whoever_came_meanwhile_is_next(
+    end: str, outcome: type[object]
+) -> None:
+    work = Work()
+    batcher = Batcher(work)
+    for _ in range(LONELY):
+        await batcher.submit("a")
+    work.batches.clear()
+    work.gate.clear()
+    (alone,) = submitting(batcher, "b")
+    await turns(2)
+    others = submitting(batcher, "c", "d")
+    await turns()
+
+    if end == "raised":
+        work.raises["b"] = ValueError()
+    if end == "cancelled":
+        alone.cancel()
+    work.gate.set()
+
+    assert isinstance((await settled([alone]))[0], outcome)
+    assert await settled(others) == ["C", "D"]
+    assert work.batches == [["b"], ["c", "d"]]
+
+
 async def test_a_batch_holds_no_more_items_than_it_may() -> None:
     work = Work()
 
