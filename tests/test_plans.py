@@ -688,6 +688,7 @@ STATEMENTS = {
     "whose slugs": conversations_.TAKEN,
     "load": messages_.LOAD,
     "append": messages_.WRITE,
+    "append one": messages_.WRITE_ONE,
     "find": messages_.FIND,
     "find many": messages_.FIND_MANY,
     "pages": messages_.PAGES.format(where="", order="DESC", **messages_.OF_EACH),

@@ -14,6 +14,7 @@ from service import eras, memory
 from service.domain import MessageRole
 from service.embedded import EmbeddedPostgres
 from service.identity import Call, Caller, Scope
+from service.repositories import messages as messages_
 from service.repositories.messages import Messages
 from service.rules.messages import Append, Draft, Replayed, State
 from service.rules.requests import RequestId
@@ -45,6 +46,12 @@ def append_of(talk: Conversation, sender: User) -> Append:
         role=MessageRole.USER, content="hello", sender=sender.id, sender_id=UUID(sender.id)
     )
     return Append(conversation=talk.id, conversation_id=UUID(talk.id), actor=None, drafts=(draft,))
+
+
+@pytest.fixture(autouse=True, params=[1, 2], ids=["as a set", "alone"])
+def statement(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which statement stores a message that comes alone."""
+    monkeypatch.setattr(messages_, "SET_FROM", request.param)
 
 
 @pytest.fixture
@@ -104,6 +111,7 @@ async def test_what_is_remembered_of_a_conversation_is_not_believed_once_it_has_
         )
 
 
+@pytest.mark.usefixtures("reliant")
 async def test_messages_that_come_from_elsewhere_need_no_look_up(
     parley: Client, elsewhere: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

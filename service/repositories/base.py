@@ -1,5 +1,6 @@
 """What every repository stands on: one checked-out connection, and the shape of a row."""
 
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -148,6 +149,16 @@ def looked_up(table: str, alias: str, on: str) -> str:
     tables were small, to a plan that stayed: a send read all requests of its conversation.
     """
     return f"LEFT JOIN LATERAL (SELECT * FROM {table} {alias} WHERE {on} OFFSET 0) {alias} ON true"
+
+
+def with_named_arguments(sql: str, types: Mapping[str, str]) -> tuple[str, list[str]]:
+    """SQL with numbers for its arguments' names, as "@content", and those names in order."""
+    names = list(dict.fromkeys(re.findall(r"@(\w+)", sql)))
+
+    def numbered(name: re.Match[str]) -> str:
+        return f"${names.index(name[1]) + 1}::{types[name[1]]}"
+
+    return re.sub(r"@(\w+)", numbered, sql), names
 
 
 def read_columns(table: str) -> list[Column[Any]]:

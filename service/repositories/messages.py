@@ -2,6 +2,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, Self
 from uuid import UUID
 
@@ -20,6 +21,7 @@ from service.repositories.base import (
     columns_of,
     looked_up,
     tables,
+    with_named_arguments,
 )
 from service.repositories.events import Events, Fact
 from service.repositories.visibility import FIRST, IS_UNREAD, LAST, MAY_ACT, SEES, SHOWN, readable
@@ -68,6 +70,48 @@ SELECT (SELECT max(era) FROM eras) AS era,
        left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline
 """
 
+# What WRITE is told of each message, and of each conversation, by type.
+DRAFT = {
+    "conversation_id": "uuid",
+    "id": "uuid",
+    # How many messages of the same conversation come after it.
+    "following": "int",
+    "actor_id": "uuid",
+    "sender_id": "uuid",
+    "user_revision": "int",
+    "role": "text",
+    "content": "text",
+    "metadata": "text",
+    "tokens_used": "int",
+    "input_tokens": "int",
+    "output_tokens": "int",
+    "model": "text",
+    "reply_to_message_id": "uuid",
+    "parent_message_id": "uuid",
+    "sent_at": "timestamptz",
+    "external_id": "text",
+    "search": "text",
+    # Of the request, with its first message.
+    "key": "bytea",
+    "payload_hash": "bytea",
+    "message_count": "int",
+}
+GROWTH = {
+    "id": "uuid",
+    "lock": "bigint",
+    "other_changes": "bigint",
+    "expected_last_sequence": "bigint",
+    "message_count": "int",
+    "tokens_used": "bigint",
+    "sent_at": "timestamptz",
+    "is_sent_now": "boolean",
+}
+
+
+def _record(types: Mapping[str, str]) -> str:
+    return f"k({', '.join(f'{name} {type}' for name, type in types.items())})"
+
+
 # Step 4: everything in one statement, for those conversations whose lock is free and that only
 # messages have changed since they were decided about; their senders have not changed either, and
 # their requests are new. Messages add as much to the version as to the last sequence, so the
@@ -91,20 +135,13 @@ SELECT (SELECT max(era) FROM eras) AS era,
 WRITE = f"""
 WITH history AS MATERIALIZED ({HISTORY}),
 draft AS MATERIALIZED (
-  SELECT * FROM json_to_recordset($1::text::json)
-    AS k(conversation_id uuid, id uuid, following int, actor_id uuid, sender_id uuid,
-         user_revision int, role text, content text, metadata jsonb, tokens_used int,
-         input_tokens int, output_tokens int, model text, reply_to_message_id uuid,
-         parent_message_id uuid, sent_at timestamptz, external_id text, search tsvector,
-         key bytea, payload_hash bytea, message_count int)
+  SELECT * FROM json_to_recordset($1::text::json) AS {_record(DRAFT)}
 ),
 held AS MATERIALIZED (
   SELECT k.*, c.version, pg_try_advisory_xact_lock(k.lock) AS is_free,
          c.version - c.last_sequence = k.other_changes
            AND c.last_sequence = COALESCE(k.expected_last_sequence, c.last_sequence) AS is_known
-  FROM json_to_recordset($2::text::json)
-    AS k(id uuid, lock bigint, other_changes bigint, expected_last_sequence bigint,
-         message_count int, tokens_used bigint, sent_at timestamptz, is_sent_now boolean)
+  FROM json_to_recordset($2::text::json) AS {_record(GROWTH)}
   {looked_up("conversations", "c", "c.id = k.id")}
 ),
 changed AS MATERIALIZED (
@@ -142,9 +179,9 @@ stored AS (
   INSERT INTO messages (conversation_id, id, sequence, sender_id, role, content, metadata,
                         tokens_used, input_tokens, output_tokens, model, reply_to_message_id,
                         parent_message_id, sent_at, external_id, created_at, updated_at, search)
-  SELECT conversation_id, id, sequence, sender_id, role, content, metadata, tokens_used,
+  SELECT conversation_id, id, sequence, sender_id, role, content, metadata::jsonb, tokens_used,
          input_tokens, output_tokens, model, reply_to_message_id, parent_message_id, sent_at,
-         external_id, at, at, search
+         external_id, at, at, search::tsvector
   FROM kept
 ),
 spoke AS MATERIALIZED (
@@ -179,6 +216,67 @@ FROM history
 LEFT JOIN (SELECT id AS conversation_id, last_sequence, at FROM moved
            UNION ALL SELECT id, NULL, NULL FROM held WHERE NOT is_free) AS done ON true
 """
+
+# The same for one message alone, which needs no sets: a fifth less for PostgreSQL to do.
+WRITE_ONE, ALONE = with_named_arguments(
+    f"""
+WITH history AS MATERIALIZED ({HISTORY}),
+held AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(@lock) AS is_free),
+moved AS (
+  UPDATE conversations c
+  SET (last_sequence, version, total_tokens_used, last_message_at, last_activity_at) =
+    (SELECT c.last_sequence + 1, c.version + 1,
+            c.total_tokens_used + COALESCE(@tokens_used, 0), now.at,
+            greatest(c.last_activity_at, COALESCE(@sent_at, now.at))
+     FROM (SELECT greatest(clock_timestamp(), c.last_message_at) AS at OFFSET 0) AS now)
+  WHERE (SELECT is_free FROM held)
+    AND c.id = @conversation_id
+    AND c.version - c.last_sequence = @other_changes
+    AND c.last_sequence = COALESCE(@expected_last_sequence, c.last_sequence)
+    AND c.version = (SELECT s.version FROM conversations s WHERE s.id = @conversation_id)
+    AND NOT EXISTS (SELECT FROM users u
+                    WHERE u.id = COALESCE(@actor_id, @sender_id)
+                      AND (u.revision <> @user_revision OR NOT u.is_active
+                           OR u.deleted_at IS NOT NULL))
+    AND NOT EXISTS (SELECT FROM requests r
+                    WHERE r.conversation_id = @conversation_id AND r.key = @key)
+    AND (@history IS NULL OR @history = (SELECT era || '/' || timeline FROM history))
+  RETURNING c.last_sequence AS sequence, c.version, c.last_message_at AS at
+),
+stored AS (
+  INSERT INTO messages (conversation_id, id, sequence, sender_id, role, content, metadata,
+                        tokens_used, input_tokens, output_tokens, model, reply_to_message_id,
+                        parent_message_id, sent_at, external_id, created_at, updated_at, search)
+  SELECT @conversation_id, @id, sequence, @sender_id, @role, @content, @metadata::jsonb,
+         @tokens_used, @input_tokens, @output_tokens, @model, @reply_to_message_id,
+         @parent_message_id, @sent_at, @external_id, at, at, @search::tsvector
+  FROM moved
+),
+read AS (
+  UPDATE participants p SET last_read_sequence = (SELECT sequence FROM moved)
+  WHERE p.conversation_id = @conversation_id AND p.user_id = @sender_id
+    AND p.last_read_sequence < (SELECT sequence FROM moved)
+),
+told AS (
+  INSERT INTO events (conversation_id, version, era, type, committed_at, actor_id, sequence,
+                      revision, user_id)
+  SELECT @conversation_id, version, (SELECT era FROM history), 'MESSAGE_CREATED', at, @actor_id,
+         sequence, 1, @sender_id
+  FROM moved
+),
+recorded AS (
+  INSERT INTO requests (conversation_id, key, payload_hash, sequence, message_count)
+  SELECT @conversation_id, @key, @payload_hash, sequence, 1 FROM moved
+  WHERE @key IS NOT NULL
+)
+SELECT CASE WHEN moved.at IS NOT NULL OR NOT is_free THEN @conversation_id END AS conversation_id,
+       sequence AS last_sequence, at, era, timeline, pg_current_xact_id_if_assigned()::text AS xid
+FROM history CROSS JOIN held LEFT JOIN moved ON true
+""",
+    {"history": "text", **GROWTH, **DRAFT},
+)
+# From so many messages on they are a set.
+SET_FROM = 2
 
 # What WRITE would have answered, of those conversations where it took effect, by the last message
 # of each.
@@ -425,13 +523,15 @@ class Messages(Repository):
             return Written({})
         locks = [lock_of(conversation_id) for conversation_id in groups]
         lasts = [group[-1] for group in groups.values()]
-        rows = await self._connection.write(
-            WRITE,
-            _json(await _drafts(accepted, groups)),
-            _json([_growth(id, group, id in exact) for id, group in groups.items()]),
-            history,
-            evidence=Evidence(locks, WRITTEN, (list(groups), [last.id for last in lasts])),
-        )
+        drafts = await _drafts(accepted, groups)
+        growths = [_growth(id, group, id in exact) for id, group in groups.items()]
+        evidence = Evidence(locks, WRITTEN, (list(groups), [last.id for last in lasts]))
+        write = partial(self._connection.write, evidence=evidence)
+        if len(drafts) < SET_FROM:
+            values = {"history": history, **growths[0], **drafts[0]}
+            rows = await write(WRITE_ONE, *map(values.get, ALONE))
+        else:
+            rows = await write(WRITE, _json(drafts), _json(growths), history)
         told = {row["conversation_id"]: row for row in rows if row["conversation_id"]}
         stored = {
             last.conversation_id: Stored(row["at"], row["last_sequence"] - last.sequence)
@@ -701,7 +801,6 @@ async def _drafts(
 
 
 def _draft(message: Numbered, words: str, *, following: int) -> dict[str, object]:
-    """`following`: how many messages of the same conversation come after it."""
     draft = message.draft
     return {
         "conversation_id": message.conversation_id,
@@ -712,7 +811,7 @@ def _draft(message: Numbered, words: str, *, following: int) -> dict[str, object
         "user_revision": message.user_revision,
         "role": draft.role,
         "content": draft.content,
-        "metadata": orjson.Fragment(draft.metadata),
+        "metadata": draft.metadata,
         "tokens_used": draft.tokens_used,
         "input_tokens": draft.input_tokens,
         "output_tokens": draft.output_tokens,
