@@ -6,8 +6,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,9 +107,26 @@ def _free_address() -> str:
 
 
 def pin(process: psutil.Process, cores: list[int]) -> None:
-    """The process and its children, and those that they will have."""
+    """The process with its threads, its children, and those that they will have."""
     for each in (process, *process.children(recursive=True)):
-        each.cpu_affinity(cores)
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            for thread in each.threads():
+                os.sched_setaffinity(thread.id, cores)
+
+
+@contextmanager
+def unpinned(server: psutil.Process, postmaster: psutil.Process) -> Iterator[None]:
+    """A server, PostgreSQL, and what is started meanwhile, on whatever core they like."""
+    # In this order: PostgreSQL may be the server's child.
+    pin(server, CORES)
+    pin(postmaster, CORES)
+    os.sched_setaffinity(0, CORES)
+    try:
+        yield
+    finally:
+        pin(server, SERVER)
+        pin(postmaster, AROUND)
+        os.sched_setaffinity(0, AROUND)
 
 
 def seconds_of(process: psutil.Process) -> float:

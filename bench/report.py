@@ -147,6 +147,8 @@ def rows(
               "fan-out empty", floor=0.35, goal=0.50),
         *late(results["half load"]),
         rates("two workers against one, SendMessage", "two workers", "send", floor=1.2, goal=1.5),
+        rates("the same, where one is not bound to a core of its own either",
+              "two workers unpinned", "one worker unpinned", floor=None, goal=None),
         rates("two empty servers against one, for comparison", "two empty", "send empty",
               floor=None, goal=None),
         Row(

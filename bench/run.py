@@ -22,7 +22,16 @@ import grpc
 
 from bench import document, report
 from bench.measure import Meter, Run
-from bench.processes import AROUND, CORES, STOP_SECONDS, Target, peak_mib, resident_mib, serving
+from bench.processes import (
+    AROUND,
+    CORES,
+    STOP_SECONDS,
+    Target,
+    peak_mib,
+    resident_mib,
+    serving,
+    unpinned,
+)
 from bench.report import Results
 from bench.stage import CROWD, PAGES, Group, Stage, stage
 from parley.v1 import message_pb2, message_pb2_grpc
@@ -113,6 +122,11 @@ async def all_works(on: Stage, meter: Meter, plan: Plan) -> dict[str, Work]:
     """What is measured, by name; what is compared stands together."""
     parley, empty, obvious = on.parley, on.empty, on.obvious
     deep = await last_page_token(on)
+
+    async def unpinned_sends(target: Target) -> Run:
+        with unpinned(parley.process, on.postmaster):
+            return await meter.calls(target, "SendMessage", on.wide)
+
     return {
         "send to one": lambda: meter.calls(parley, "SendMessage", on.single),
         "send empty": lambda: meter.calls(empty, "SendMessage", on.wide),
@@ -136,6 +150,8 @@ async def all_works(on: Stage, meter: Meter, plan: Plan) -> dict[str, Work]:
         "watched": lambda: meter.saturated(parley, on.wide),
         "half load": lambda: meter.half(parley, on.wide),
         "two workers": lambda: meter.calls(on.pair, "SendMessage", on.wide),
+        "two workers unpinned": lambda: unpinned_sends(on.pair),
+        "one worker unpinned": lambda: unpinned_sends(parley),
         "two empty": lambda: meter.read(on.empty_pair, "SendMessage", on.wide, in_flight=64),
         "conversation alone": lambda: meter.calls(parley, "GetConversation", on.wide, in_flight=1),
         "inbox": lambda: meter.calls(
