@@ -1,16 +1,13 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
@@ -18,9 +15,7 @@ const watchPath = "/parley.v1.EventService/Watch"
 
 // An audience watches conversations and counts what it is told.
 type audience struct {
-	watchers  []watcher
-	stop      context.CancelFunc
-	group     sync.WaitGroup
+	watchers  []*watcher
 	delivered atomic.Int64
 	// How many events are awaited; a word in `reached` says that they have come.
 	target  atomic.Int64
@@ -29,72 +24,61 @@ type audience struct {
 
 // A watcher has one stream.
 type watcher struct {
+	stream stream
+	mutex  sync.Mutex
+	// Whether anything has come: the first response says that the stream follows.
+	follows bool
 	// How long after its commit each event was here.
 	took []time.Duration
-	err  error
 }
 
 // gather opens the streams and returns when all of them follow what happens.
-func gather(job *job, clients []*grpc.ClientConn) (*audience, error) {
-	ctx, stop := context.WithCancel(context.Background())
+func gather(job *job, clients []*client) (*audience, error) {
 	audience := &audience{
-		watchers: make([]watcher, job.Watchers),
-		stop:     stop,
+		watchers: make([]*watcher, job.Watchers),
 		reached:  make(chan struct{}, 1),
 	}
-	follows := make(chan error, job.Watchers)
+	following := make(chan struct{}, job.Watchers)
 	for i := range audience.watchers {
 		to := job.Conversations[i%len(job.Conversations)]
 		actor := to.Actors[i/len(job.Conversations)%len(to.Actors)]
-		ctx := metadata.AppendToOutgoingContext(ctx,
-			"authorization", "Bearer "+job.Token, "x-parley-actor", actor)
-		audience.group.Go(func() {
-			audience.follow(ctx, &audience.watchers[i], clients[i%len(clients)], to.ID, follows)
-		})
-	}
-	for range audience.watchers {
-		if err := <-follows; err != nil {
-			stop()
+		w := &watcher{stream: stream{ended: make(chan codes.Code, 1)}}
+		audience.watchers[i] = w
+		w.stream.message = func(response []byte) {
+			if !w.follows {
+				w.follows = true
+				following <- struct{}{}
+				return
+			}
+			audience.note(w, response, time.Now())
+		}
+		request := appendString(nil, 1, to.ID)
+		err := clients[i%len(clients)].open(watchPath, job.Token, actor, "", request, &w.stream)
+		if err != nil {
 			return nil, err
+		}
+	}
+	late := time.After(patience)
+	for range audience.watchers {
+		select {
+		case <-following:
+		case <-late:
+			return nil, errors.New("not all who watch were let in")
 		}
 	}
 	return audience, nil
 }
 
-// follow reads one stream to its end, and says on `follows` when it has begun.
-func (a *audience) follow(
-	ctx context.Context, w *watcher, client *grpc.ClientConn, id string, follows chan<- error,
-) {
-	stream, err := client.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, watchPath)
-	if err == nil {
-		err = stream.SendMsg(appendString(nil, 1, id))
-	}
-	if err == nil {
-		err = stream.CloseSend()
-	}
-	var response []byte
-	if err == nil {
-		err = stream.RecvMsg(&response)
-	}
-	follows <- err
-	for err == nil {
-		if err = stream.RecvMsg(&response); err == nil {
-			a.note(w, response, time.Now())
-		}
-	}
-	if ctx.Err() == nil {
-		w.err = err
-	}
-}
-
 func (a *audience) note(w *watcher, response []byte, at time.Time) {
 	count := int64(0)
+	w.mutex.Lock()
 	for event := range fields(response, 1) {
 		for committed := range fields(event, 5) {
 			w.took = append(w.took, at.Sub(timeOf(committed)))
 		}
 		count++
 	}
+	w.mutex.Unlock()
 	if count > 0 && a.delivered.Add(count) >= a.target.Load() {
 		select {
 		case a.reached <- struct{}{}:
@@ -106,7 +90,7 @@ func (a *audience) note(w *watcher, response []byte, at time.Time) {
 // await returns when so many events have been delivered; false if they do not come.
 func (a *audience) await(count int64) bool {
 	a.target.Store(count)
-	late := time.After(callTimeout)
+	late := time.After(patience)
 	for a.delivered.Load() < count {
 		select {
 		case <-a.reached:
@@ -118,8 +102,7 @@ func (a *audience) await(count int64) bool {
 }
 
 // watched has messages sent while the audience watches, and sums up what that was told.
-func watched(job *job, clients []*grpc.ClientConn, audience *audience) (*result, error) {
-	defer audience.stop()
+func watched(job *job, clients []*client, audience *audience) (*result, error) {
 	each := int64(job.Watchers / len(job.Conversations))
 	workers := make([]worker, job.InFlight)
 	started := time.Now()
@@ -144,14 +127,16 @@ func watched(job *job, clients []*grpc.ClientConn, audience *audience) (*result,
 		return nil, errors.New("what was sent was not told to all who watch")
 	}
 	seconds := time.Since(started).Seconds()
-	audience.stop()
-	audience.group.Wait()
 
 	told := make([]worker, len(audience.watchers))
 	for i, watcher := range audience.watchers {
+		watcher.mutex.Lock()
 		told[i] = worker{took: watcher.took, errors: map[string]int{}}
-		if watcher.err != nil {
-			told[i].errors[status.Code(watcher.err).String()]++
+		watcher.mutex.Unlock()
+		select {
+		case code := <-watcher.stream.ended:
+			told[i].errors[code.String()]++
+		default:
 		}
 	}
 	result := summary(told, seconds)
@@ -164,7 +149,7 @@ func watched(job *job, clients []*grpc.ClientConn, audience *audience) (*result,
 
 // One message is with all who watch before the next is sent.
 func (w *worker) callInStep(
-	end time.Time, job *job, client *grpc.ClientConn, audience *audience, each int64,
+	end time.Time, job *job, client *client, audience *audience, each int64,
 ) {
 	w.errors = map[string]int{}
 	for time.Now().Before(end) {
@@ -176,7 +161,7 @@ func (w *worker) callInStep(
 }
 
 // All workers together make so many calls a second, each at its own times.
-func (w *worker) callAtRate(end time.Time, job *job, client *grpc.ClientConn) {
+func (w *worker) callAtRate(end time.Time, job *job, client *client) {
 	w.errors = map[string]int{}
 	interval := time.Duration(float64(job.InFlight) / job.Rate * float64(time.Second))
 	due := time.Now().Add(time.Duration(rand.Int64N(int64(interval))))
