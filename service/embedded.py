@@ -60,7 +60,7 @@ NOT_YET = (
 
 INITDB = """
     --username=postgres --auth=trust --encoding=UTF8 --data-checksums --no-instructions
-    --locale=C --locale-provider=builtin --builtin-locale=C.UTF-8
+    --locale=C --locale-provider=builtin --builtin-locale=C.UTF-8 --wal-segsize=4
 """
 
 # PostgreSQL refuses to run as root, so under root it becomes `nobody`, who may be unable to walk to
