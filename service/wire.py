@@ -27,7 +27,7 @@ from service.identity import Actor
 from service.repositories.base import Row
 from service.repositories.inbox import Line
 from service.repositories.invitations import Invitation
-from service.rules.etags import current_etag, etag_of
+from service.rules.etags import etag_of
 from service.rules.feed import PARTICIPANT_EVENTS
 from service.rules.messages import Draft, Numbered
 from service.rules.metadata import merged
@@ -158,26 +158,27 @@ RARE_IDS = ("reply_to_message_id", "parent_message_id")
 
 def message(row: Row) -> message_pb2.Message:
     """A stored message; of a deleted one, that it was there."""
+    id, is_there = str(row["id"]), row["deleted_at"] is None
     seen = message_pb2.Message(
-        id=str(row["id"]),
+        id=id,
         conversation_id=str(row["conversation_id"]),
         sequence=row["sequence"],
         sender_id=_id(row["sender_id"]),
         role=MESSAGE_ROLE[row["role"]],
         status=MESSAGE_STATUS[row["status"]],
+        content=row["content"] if is_there else "",
         revision=row["revision"],
-        etag=current_etag(row),
+        etag=etag_of(id, row["revision"] + row["mark_count"]),
     )
     for name in RARE:
-        if row[name] not in (None, ""):
+        if row[name] is not None and row[name] != "":
             setattr(seen, name, row[name])
     for name in RARE_IDS:
         if row[name]:
             setattr(seen, name, str(row[name]))
     if row["sent_at"]:
         _time(seen.sent_time, row["sent_at"])
-    if row["deleted_at"] is None:
-        seen.content = row["content"]
+    if is_there:
         _metadata(seen, row)
     _times(seen, row)
     return seen

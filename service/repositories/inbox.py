@@ -36,6 +36,9 @@ CASE WHEN p.status <> 'JOINED' THEN p.status_at
      ELSE COALESCE(c.last_activity_at, c.created_at) END
 """
 
+# Where the asker stands in the conversation, beside its own columns.
+STANDING = ("actor_id", "status", "joined_at", "final_sequence")
+
 # Two passes: the first puts the user's conversations in order, the second reads what a page of them
 # shows. It sums up what they hold, so that no page leaves the database that is too big to send.
 #
@@ -188,12 +191,12 @@ class Inbox(Repository):
 
 
 def _line(row: Row, after: Place | None) -> Line:
-    conversation = part(row, "c_")
+    conversation = part(row, "c_", "conversations", *STANDING)
     assert conversation is not None
     return Line(
         conversation=conversation,
         participant=row,
-        last_message=part(row, "m_"),
+        last_message=part(row, "m_", "messages"),
         unread_count=row["unread_count"],
         place=Place(
             after.read_at if after else row["read_at"],

@@ -66,7 +66,12 @@ class Invitations(Repository):
         )
         more = len(rows) > limit or (len(rows) > 0 and len(rows) < rows[0]["found"])
         found = [
-            Invitation(row, row["conversation_title"], part(row, "inviter_"), part(row, "message_"))
+            Invitation(
+                row,
+                row["conversation_title"],
+                part(row, "inviter_", "users"),
+                part(row, "message_", "messages"),
+            )
             for row in rows[:limit]
         ]
         return found, more

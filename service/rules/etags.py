@@ -10,8 +10,8 @@ from service.errors import Aborted
 FORM = re.compile(r"[0-9]{1,10}-[0-9a-f]{8}")
 
 
-def etag_of(id: UUID, revision: int) -> str:
-    return f"{revision}-{id.hex[-8:]}"
+def etag_of(id: UUID | str, revision: int) -> str:
+    return f"{revision}-{str(id)[-8:]}"
 
 
 def current_etag(row: Mapping[str, Any]) -> str:
