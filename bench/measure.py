@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from bench import corpus
-from bench.processes import Target, seconds_of, seconds_of_all
+from bench.processes import Target, seconds_of_all
 from bench.stage import Group, Stage
 from service.importer import import_files
 
@@ -219,7 +219,7 @@ class Meter:
         return Run(rate=count / seconds)
 
     def _used(self, target: Target) -> tuple[float, float]:
-        return seconds_of(target.process), seconds_of_all(self._stage.postmaster)
+        return target.seconds(), seconds_of_all(self._stage.postmaster)
 
     async def _require_stored(self, acknowledged: int, *, exactly: bool) -> None:
         """What was acknowledged is stored; what failed may be, and nobody can tell."""
@@ -268,7 +268,7 @@ async def drive(
     process.stdin.close()
     # What its connections and watches cost to open is not counted.
     await process.stdout.readline()
-    server, postgres = seconds_of(target.process), seconds_of_all(postmaster)
+    server, postgres = target.seconds(), seconds_of_all(postmaster)
     output = await process.stdout.read()
     if await process.wait():
         raise RuntimeError(f"{load} failed, and has said why")
@@ -277,7 +277,7 @@ async def drive(
     return Run(
         rate=result["rate"],
         millis=result["millis"],
-        server_micros=(seconds_of(target.process) - server) / count * 1e6,
+        server_micros=(target.seconds() - server) / count * 1e6,
         postgres_micros=(seconds_of_all(postmaster) - postgres) / count * 1e6,
         errors=result["errors"],
         ok=result["ok"],

@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,12 @@ class Target:
     process: psutil.Process
     address: str
     token: str = ""
+    # Those that serve for it, where it is their supervisor.
+    workers: Sequence[psutil.Process] = ()
+
+    def seconds(self) -> float:
+        """Processor time of all of it."""
+        return seconds_of(self.process) + sum(map(seconds_of, self.workers))
 
 
 @asynccontextmanager

@@ -123,9 +123,10 @@ async def all_works(on: Stage, meter: Meter, plan: Plan) -> dict[str, Work]:
     parley, empty, obvious = on.parley, on.empty, on.obvious
     deep = await last_page_token(on)
 
-    async def unpinned_sends(target: Target) -> Run:
+    async def freely(target: Target, method: str) -> Run:
+        """On whatever cores they like: two servers, PostgreSQL and the load share two of them."""
         with unpinned(parley.process, on.postmaster):
-            return await meter.calls(target, "SendMessage", on.wide)
+            return await meter.calls(target, method, on.wide)
 
     return {
         "send to one": lambda: meter.calls(parley, "SendMessage", on.single),
@@ -149,9 +150,10 @@ async def all_works(on: Stage, meter: Meter, plan: Plan) -> dict[str, Work]:
         ),
         "watched": lambda: meter.saturated(parley, on.wide),
         "half load": lambda: meter.half(parley, on.wide),
-        "two workers": lambda: meter.calls(on.pair, "SendMessage", on.wide),
-        "two workers unpinned": lambda: unpinned_sends(on.pair),
-        "one worker unpinned": lambda: unpinned_sends(parley),
+        "two workers send": lambda: freely(on.pair, "SendMessage"),
+        "one worker send": lambda: freely(parley, "SendMessage"),
+        "two workers get": lambda: freely(on.pair, "GetMessage"),
+        "two workers list": lambda: freely(on.pair, "ListMessages"),
         "two empty": lambda: meter.read(on.empty_pair, "SendMessage", on.wide, in_flight=64),
         "conversation alone": lambda: meter.calls(parley, "GetConversation", on.wide, in_flight=1),
         "inbox": lambda: meter.calls(

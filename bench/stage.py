@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,7 @@ async def stage(folder: Path, *, page_size: int) -> AsyncIterator[Stage]:
             data_dir=data,
             database_url=url,
         )
+        pair = replace(pair, workers=pair.process.children())
         empty = await serve("bench.empty")
         empty_pair = await serve("bench.empty", cores=CORES)
         await serve("bench.empty", cores=CORES, address=empty_pair.address)
