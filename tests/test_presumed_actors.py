@@ -32,6 +32,13 @@ def requests(talk: str) -> dict[str, tuple[str, ProtoMessage]]:
             "conversations",
             conversation_pb2.GetConversationRequest(conversation_id=talk),
         ),
+        # An inbox with something in it, and one in which nothing is found.
+        "ListUserConversations": (
+            "conversations",
+            conversation_pb2.ListUserConversationsRequest(
+                title_contains=talk if talk in ("no-such-talk", "?") else ""
+            ),
+        ),
         "GetParticipant": (
             "participants",
             participant_pb2.GetParticipantRequest(conversation_id=talk),

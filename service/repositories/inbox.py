@@ -5,7 +5,7 @@ from typing import Self
 from uuid import UUID
 
 from service.repositories.base import Repository, Row, columns_of, part
-from service.repositories.visibility import END, LAST, SEES, SHOWN, UNREAD
+from service.repositories.visibility import END, LAST, MAY_ACT, SEES, SHOWN, UNREAD
 
 # The activity of what the first page saw of a conversation. Its events tell what that was; a clock
 # does not, since what is older may commit later. The latest is looked for among the last hundred
@@ -81,7 +81,7 @@ SELECT * FROM (
          count(*) OVER () AS found
   FROM (
     SELECT l.active_at, now() AS read_at, pg_current_snapshot()::text AS snapshot,
-           {columns_of("participants", "p")}, u.username,
+           {columns_of("participants", "p")}, a.username, {MAY_ACT} AS may_act,
            {columns_of("conversations", "c", prefix="c_")},
            k.actor_id AS c_actor_id, p.status AS c_status, p.joined_at AS c_joined_at,
            {LAST} AS c_final_sequence,
@@ -99,7 +99,7 @@ SELECT * FROM (
       SELECT * FROM conversations s
       WHERE s.id = l.conversation_id OFFSET 0
     ) AS c
-    CROSS JOIN LATERAL (SELECT s.username FROM users s WHERE s.id = l.user_id OFFSET 0) AS u
+    CROSS JOIN LATERAL (SELECT * FROM users s WHERE s.id = l.user_id OFFSET 0) AS a
     LEFT JOIN LATERAL (
       SELECT * FROM messages s
       WHERE s.conversation_id = c.id AND s.sequence = greatest(
@@ -152,6 +152,8 @@ class Line:
     last_message: Row | None
     unread_count: int
     place: Place
+    # Whether the user whose inbox it is may act.
+    may_act: bool
 
 
 class Inbox(Repository):
@@ -204,4 +206,5 @@ def _line(row: Row, after: Place | None) -> Line:
             row["active_at"],
             row["conversation_id"],
         ),
+        may_act=row["may_act"],
     )

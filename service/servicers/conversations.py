@@ -157,6 +157,7 @@ class ConversationServicer(conversation_pb2_grpc.ConversationServiceServicer):
             )
         return response
 
+    @checks_actor
     async def ListUserConversations(
         self, request: pb.ListUserConversationsRequest, call: Call
     ) -> pb.ListUserConversationsResponse:
@@ -184,6 +185,9 @@ class ConversationServicer(conversation_pb2_grpc.ConversationServiceServicer):
                 limit=limit,
                 byte_limit=paging.MAX_RESPONSE_BYTES,
             )
+        # An empty inbox may be nobody's.
+        if call.presumed and not (lines and lines[0].may_act):
+            await self._lookups.actor(call.presumed)
 
         shown = paging.cut(map(wire.user_conversation, lines))
         response = pb.ListUserConversationsResponse(user_conversations=shown)

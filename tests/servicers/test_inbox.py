@@ -15,7 +15,6 @@ from sqlalchemy import event
 from parley.v1 import conversation_pb2 as pb
 from parley.v1 import participant_pb2
 from service.repositories.inbox import LIST
-from service.repositories.users import FIND as FIND_USERS
 from service.server import Server
 
 from ..make import NOBODY, SYSTEM, Client, Conversation, Participant, User, failure
@@ -660,8 +659,8 @@ async def test_an_inbox_is_one_statement_whatever_is_in_it(
             with statements(server) as asked:
                 page = await inbox(own, page_size=size, page_token=token)
             assert len(page.user_conversations) == min(size, 1_003 if not token else 993)
-            # Who the actor is, and its inbox.
-            assert asked == [FIND_USERS, LIST]
+            # It tells who the actor is, too.
+            assert asked == [LIST]
 
     unread = {each.conversation.id: each.unread_count for each in first.user_conversations}
     assert [unread[room.id] for room in rooms] == [1_000] * 3
