@@ -78,9 +78,13 @@ def other_user(row: Row) -> user_pb2.User:
     )
 
 
-def conversation(row: Row) -> conversation_pb2.Conversation:
+def conversation(
+    row: Row, seen: conversation_pb2.Conversation | None = None
+) -> conversation_pb2.Conversation:
     """What the asker sees of a conversation, by its standing there (`status`, `joined_at`)."""
-    seen = conversation_pb2.Conversation(id=str(row["id"]), title=row["title"])
+    seen = conversation_pb2.Conversation() if seen is None else seen
+    seen.id = str(row["id"])
+    seen.title = row["title"]
     if row["deleted_at"]:
         _time(seen.delete_time, row["deleted_at"])
     if row["actor_id"] is not None and row["status"] != ParticipantStatus.JOINED:
@@ -107,23 +111,26 @@ def conversation(row: Row) -> conversation_pb2.Conversation:
     return seen
 
 
-def participant(row: Row) -> participant_pb2.Participant:
-    seen = participant_pb2.Participant(
-        conversation_id=str(row["conversation_id"]),
-        user_id=str(row["user_id"]),
-        username=row["username"],
-        status=PARTICIPANT_STATUS[row["status"]],
-        role=PARTICIPANT_ROLE[row["role"]],
-        invited_by_user_id=_id(row["invited_by_user_id"]),
-        initial_message_id=_id(row["initial_message_id"]),
-        status_actor_id=_id(row["status_actor_id"]),
-        status_reason=row["status_reason"],
-        visible_from_sequence=row["visible_from_sequence"],
-        visible_to_sequence=row["visible_to_sequence"],
-        last_read_sequence=row["last_read_sequence"],
-        # The pair is the key; the etag is bound to the user's half of it.
-        etag=etag_of(row["user_id"], row["revision"]),
-    )
+def participant(
+    row: Row, seen: participant_pb2.Participant | None = None
+) -> participant_pb2.Participant:
+    seen = participant_pb2.Participant() if seen is None else seen
+    seen.conversation_id = str(row["conversation_id"])
+    seen.user_id = str(row["user_id"])
+    seen.username = row["username"] or ""
+    seen.status = PARTICIPANT_STATUS[row["status"]]
+    seen.role = PARTICIPANT_ROLE[row["role"]]
+    for name in ("invited_by_user_id", "initial_message_id", "status_actor_id"):
+        if row[name]:
+            setattr(seen, name, str(row[name]))
+    if row["status_reason"]:
+        seen.status_reason = row["status_reason"]
+    seen.visible_from_sequence = row["visible_from_sequence"]
+    if row["visible_to_sequence"] is not None:
+        seen.visible_to_sequence = row["visible_to_sequence"]
+    seen.last_read_sequence = row["last_read_sequence"]
+    # The pair is the key; the etag is bound to the user's half of it.
+    seen.etag = etag_of(row["user_id"], row["revision"])
     for time, at in (("join_time", "joined_at"), ("leave_time", "left_at")):
         if row[at]:
             _time(getattr(seen, time), row[at])
@@ -143,12 +150,13 @@ def invitation(invited: Invitation) -> participant_pb2.Invitation:
 
 
 def user_conversation(line: Line) -> conversation_pb2.UserConversation:
-    return conversation_pb2.UserConversation(
-        conversation=conversation(line.conversation),
-        participant=participant(line.participant),
-        last_message=message(line.last_message) if line.last_message else None,
-        unread_count=line.unread_count,
-    )
+    """Filled in place: what is made elsewhere is copied into what it becomes a part of."""
+    seen = conversation_pb2.UserConversation(unread_count=line.unread_count)
+    conversation(line.conversation, seen.conversation)
+    participant(line.participant, seen.participant)
+    if line.last_message:
+        message(line.last_message, seen.last_message)
+    return seen
 
 
 # What most messages lack: to name it to protobuf costs as much as to set it.
@@ -156,20 +164,21 @@ RARE = ("tokens_used", "input_tokens", "output_tokens", "model", "external_id")
 RARE_IDS = ("reply_to_message_id", "parent_message_id")
 
 
-def message(row: Row) -> message_pb2.Message:
+def message(row: Row, seen: message_pb2.Message | None = None) -> message_pb2.Message:
     """A stored message; of a deleted one, that it was there."""
-    id, is_there = str(row["id"]), row["deleted_at"] is None
-    seen = message_pb2.Message(
-        id=id,
-        conversation_id=str(row["conversation_id"]),
-        sequence=row["sequence"],
-        sender_id=_id(row["sender_id"]),
-        role=MESSAGE_ROLE[row["role"]],
-        status=MESSAGE_STATUS[row["status"]],
-        content=row["content"] if is_there else "",
-        revision=row["revision"],
-        etag=etag_of(id, row["revision"] + row["mark_count"]),
-    )
+    id, is_there, revision = str(row["id"]), row["deleted_at"] is None, row["revision"]
+    seen = message_pb2.Message() if seen is None else seen
+    seen.id = id
+    seen.conversation_id = str(row["conversation_id"])
+    seen.sequence = row["sequence"]
+    if row["sender_id"]:
+        seen.sender_id = str(row["sender_id"])
+    seen.role = MESSAGE_ROLE[row["role"]]
+    seen.status = MESSAGE_STATUS[row["status"]]
+    if is_there:
+        seen.content = row["content"]
+    seen.revision = revision
+    seen.etag = etag_of(id, revision + row["mark_count"])
     for name in RARE:
         if row[name] is not None and row[name] != "":
             setattr(seen, name, row[name])

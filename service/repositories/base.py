@@ -1,10 +1,11 @@
 """What every repository stands on: one checked-out connection, and the shape of a row."""
 
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
+from operator import itemgetter
 from typing import Any, cast
 
 from sqlalchemy import Column, Executable
@@ -174,9 +175,14 @@ def part(row: Row, prefix: str, table: str, *others: str) -> Row | None:
     """
     if row[prefix + "created_at"] is None:
         return None
-    return {name: row[prefix + name] for name in (*names_of(table), *others)}
+    names, values_of = _taken(prefix, table, others)
+    return dict(zip(names, values_of(row), strict=True))
 
 
 @cache
-def names_of(table: str) -> tuple[str, ...]:
-    return tuple(column.name for column in read_columns(table))
+def _taken(
+    prefix: str, table: str, others: tuple[str, ...]
+) -> tuple[list[str], Callable[[Row], tuple[Any, ...]]]:
+    """Names of columns, and what takes their values out of a row that has them with a prefix."""
+    names = [*(column.name for column in read_columns(table)), *others]
+    return names, itemgetter(*(prefix + name for name in names))

@@ -52,8 +52,9 @@ WITH k AS MATERIALIZED (
          $10::bool AS unread_only, $11::bigint AS row_limit, $12::bigint AS byte_limit
 ),
 line AS MATERIALIZED (
-  SELECT l.* FROM (
-    SELECT p.conversation_id, p.user_id, {ACTIVE} AS active_at
+  SELECT * FROM (
+    SELECT p.conversation_id, p.user_id, {ACTIVE} AS active_at,
+           k.active_at AS last_active_at, k.conversation_id AS last_id
     FROM k
     -- OFFSET 0: looked up one by one, whatever the planner believes of the tables.
     CROSS JOIN LATERAL (
@@ -71,9 +72,9 @@ line AS MATERIALIZED (
       AND (k.metadata = '{{}}' OR (p.status = 'JOINED' AND c.metadata @> k.metadata))
       AND (k.title = '' OR strpos(lower(c.title), k.title) > 0)
       AND (NOT k.unread_only OR {UNREAD} > 0)
-  ) AS l, k
-  WHERE k.active_at IS NULL OR (l.active_at, l.conversation_id) < (k.active_at, k.conversation_id)
-  ORDER BY l.active_at DESC, l.conversation_id DESC
+  ) AS l
+  WHERE last_active_at IS NULL OR (active_at, conversation_id) < (last_active_at, last_id)
+  ORDER BY active_at DESC, conversation_id DESC
   LIMIT (SELECT row_limit FROM k)
 )
 SELECT * FROM (
