@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from hashlib import sha256
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 from google.protobuf.message import Message as ProtoMessage
@@ -29,7 +29,7 @@ BINDING_BYTES = 8
 Position = list[str | int]
 # Made once: json.dumps makes an encoder for each call that wants it dense.
 _compact = json.JSONEncoder(separators=(",", ":")).encode
-ProtoT = TypeVar("ProtoT", bound=ProtoMessage)
+PartT = TypeVar("PartT")
 
 
 class PageTokens:
@@ -139,13 +139,24 @@ def time_and_id(position: Position | None) -> tuple[datetime, UUID] | None:
     return datetime.fromisoformat(str(position[0])), UUID(str(position[1]))
 
 
-def cut(messages: Iterable[ProtoT], *, limit: int = MAX_RESPONSE_BYTES) -> list[ProtoT]:
-    """As many of the messages as fit into one response, or into `limit` bytes; at least one."""
-    kept: list[ProtoT] = []
+def _encoded_size(message: ProtoMessage) -> int:
+    return message.ByteSize() + 8
+
+
+def cut(
+    parts: Iterable[PartT],
+    *,
+    limit: int = MAX_RESPONSE_BYTES,
+    size: Callable[[Any], int] = _encoded_size,
+) -> list[PartT]:
+    """As many of the parts as fit into one response, or into `limit` bytes; at least one. They are
+    messages, unless their `size` says otherwise.
+    """
+    kept: list[PartT] = []
     total = 0
-    for message in messages:
-        total += message.ByteSize() + 8
+    for part in parts:
+        total += size(part)
         if kept and total > limit:
             break
-        kept.append(message)
+        kept.append(part)
     return kept

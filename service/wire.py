@@ -294,6 +294,19 @@ def watched(events: Sequence[Event], *, incomplete: bool) -> bytes:
     return response.SerializeToString()  # type: ignore[no-any-return,unused-ignore]
 
 
+def item(resource: ProtoMessage) -> bytes:
+    """The resource as one of the list that is a response's field 1: they need only be put together,
+    where the response would copy each of them and then encode it.
+    """
+    encoded = resource.SerializeToString()
+    length, left = bytearray(), len(encoded)
+    while left > 127:
+        length.append(left & 127 | 128)
+        left >>= 7
+    length.append(left)
+    return b"\x0a" + length + encoded
+
+
 class Spliced:
     """A response of which one part lies encoded already: fields may come in any order."""
 

@@ -31,7 +31,7 @@ FLOORS = [
     {"store"},
     {"coalescer", "doorbell", "memory"},
     {"lookups", "making", "readiness", "reading", "sending", "verifying", "wire"},
-    {"following", "opening"},
+    {"encoded", "following", "opening"},
     {"watching"},
     {"access", "servicers"},
     {"eras", "interceptors", "tokens", "watcher"},

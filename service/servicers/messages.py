@@ -9,6 +9,7 @@ from parley.v1 import message_pb2 as pb
 from parley.v1 import message_pb2_grpc
 from service import masks, paging, wire
 from service.domain import MessageRole, MessageStatus
+from service.encoded import EncodedMessages
 from service.errors import NotFound
 from service.fields import Fields
 from service.identity import Call, checks_actor
@@ -57,9 +58,11 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Messages, the lowest sequence first; beyond `below` and `above`, where given, are others."""
+    """Messages, the lowest sequence first, as items of a list; beyond `below` and `above`, where
+    given, are others.
+    """
 
-    messages: list[pb.Message]
+    items: list[bytes]
     below: int | None = None
     above: int | None = None
     anchor: int = 0
@@ -96,6 +99,7 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
         self._lookups = lookups
         self._sender = sender
         self._page_tokens = page_tokens
+        self._encoded = EncodedMessages()
 
     @checks_actor
     async def SendMessage(
@@ -198,9 +202,9 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
         )
 
     @checks_actor
-    async def ListMessages(
+    async def ListMessages(  # type: ignore[override]  # as good as a ListMessagesResponse
         self, request: pb.ListMessagesRequest, call: Call
-    ) -> pb.ListMessagesResponse:
+    ) -> wire.Spliced:
         with Fields() as fields:
             reference = fields.conversation("conversation_id", request.conversation_id)
             limit = fields.page_size(request.page_size)
@@ -229,14 +233,14 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
 
         forth, back = page.above, page.below
         if order == NEWEST_FIRST:
-            page.messages.reverse()
+            page.items.reverse()
             forth, back = back, forth
-        response = pb.ListMessagesResponse(messages=page.messages, anchor_sequence=page.anchor)
+        response = pb.ListMessagesResponse(anchor_sequence=page.anchor)
         if forth is not None:
             response.next_page_token = self._page_tokens.seal([forth, "next"], binding)
         if back is not None:
             response.previous_page_token = self._page_tokens.seal([back, "previous"], binding)
-        return response
+        return wire.Spliced(b"".join(page.items), response)
 
     async def _beyond(
         self, view: Row, start: int | None, filters: Filters, *, down: bool, limit: int
@@ -250,15 +254,15 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
                 )
         else:
             rows, more = await self._lookups.page(stretch, descending=down)
-        messages = paging.cut(map(wire.message, rows))
-        if not messages:
+        items = paging.cut(map(self._encoded.item, rows), size=len)
+        if not items:
             return Page([])
         # Before the very first page there is nothing yet; behind any other there is.
-        near = messages[0].sequence if start is not None else None
-        far = messages[-1].sequence if more or len(messages) < len(rows) else None
+        near = rows[0]["sequence"] if start is not None else None
+        far = rows[len(items) - 1]["sequence"] if more or len(items) < len(rows) else None
         if down:
-            return Page(messages[::-1], below=far, above=near)
-        return Page(messages, below=near, above=far)
+            return Page(items[::-1], below=far, above=near)
+        return Page(items, below=near, above=far)
 
     async def _around(self, view: Row, window: Window, filters: Filters, call: Call) -> Page:
         """The messages around one of them, which is among them if it passes the filters."""
@@ -281,14 +285,15 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
                 **filters,
             )
         passes = len(upper) > 0 and upper[0]["sequence"] == anchor
-        below = paging.cut(map(wire.message, lower), limit=half)
-        above = paging.cut(map(wire.message, upper[: window.after + passes]), limit=half)
+        item = self._encoded.item
+        below = paging.cut(map(item, lower), limit=half, size=len)
+        above = paging.cut(map(item, upper[: window.after + passes]), limit=half, size=len)
         more_below = more_below or len(below) < len(lower)
         more_above = more_above or len(above) < len(upper)
         return Page(
             below[::-1] + above,
-            below=(below[-1].sequence if below else anchor) if more_below else None,
-            above=(above[-1].sequence if above else anchor) if more_above else None,
+            below=_last(lower, below, anchor) if more_below else None,
+            above=_last(upper, above, anchor) if more_above else None,
             anchor=anchor,
         )
 
@@ -519,6 +524,11 @@ def _filters(fields: Fields, request: pb.ListMessagesRequest) -> Filters:
         "metadata_contains": fields.metadata("metadata_contains", request.metadata_contains),
     }
     return {name: value for name, value in filters.items() if value and value != "{}"}
+
+
+def _last(rows: Sequence[Row], items: Sequence[bytes], anchor: int) -> int:
+    """The sequence of the last of the rows that are shown; the anchor's, where none is."""
+    return int(rows[len(items) - 1]["sequence"]) if items else anchor
 
 
 def _window(fields: Fields, request: pb.ListMessagesRequest, call: Call) -> Window | None:
