@@ -145,7 +145,8 @@ async def _tell(
     made: dict[tuple[UUID, int, UUID | None], wire.Event] = {}
     pages = [_page(ask, stretch, views, people, messages, made) for ask, stretch in readings]
     # On the same connection: none leads from one database to another.
-    era = await snapshot.feed.era()
+    known = (fact["present_era"] for stretch in stretches for fact in stretch.facts)
+    era = next(known, None) or await snapshot.feed.era()
     return [
         expired() if ask.era != era else pages[found] if isinstance(found, int) else found
         for ask, found in zip(asks, outcomes, strict=True)

@@ -14,13 +14,14 @@ from service.repositories.messages import MESSAGE
 from service.repositories.visibility import readable
 from service.rules.feed import BEGINNING, Head, Place
 
-FACT = "e.xid::text AS xid, " + columns_of("events", "e", but="xid")
+PRESENT_ERA = "(SELECT max(era) FROM eras)"
+FACT = f"{PRESENT_ERA} AS present_era, e.xid::text AS xid, {columns_of('events', 'e', but='xid')}"
 ORDER = "e.era, e.xid, e.conversation_id, e.version"
 
 # As one range of ix_events_feed: beyond a place, below the horizon.
 BEYOND = f"""
 ({ORDER}) > ($1, $2::text::xid8, $3, $4)
-AND (e.era, e.xid) < ((SELECT max(era) FROM eras), pg_snapshot_xmin(pg_current_snapshot()))
+AND (e.era, e.xid) < ({PRESENT_ERA}, pg_snapshot_xmin(pg_current_snapshot()))
 """
 
 OF_CONVERSATIONS = f"""
@@ -69,12 +70,12 @@ SELECT e.era, e.xid::text AS xid, e.conversation_id, e.version,
 FROM scanned e ORDER BY {", ".join(f"{column} DESC" for column in ORDER.split(", "))} LIMIT 1
 """
 
-NOW = """
-SELECT (SELECT max(era) FROM eras) AS present_era,
+NOW = f"""
+SELECT {PRESENT_ERA} AS present_era,
        pg_snapshot_xmax(pg_current_snapshot())::text AS end_xid, e.*
 FROM (VALUES (1)) AS one LEFT JOIN LATERAL (
   SELECT e.era, e.xid::text AS xid, e.conversation_id, e.version
-  FROM events e WHERE {where} ORDER BY {order} LIMIT 1
+  FROM events e WHERE {{where}} ORDER BY {{order}} LIMIT 1
 ) AS e ON true
 """
 NOW_OF_CONVERSATION = NOW.format(where="e.conversation_id = $1", order="e.version DESC")
@@ -140,7 +141,7 @@ class Stretch:
 class Feed(Repository):
     async def era(self) -> int:
         """The present one."""
-        ((era,),) = await self._connection.fetch("SELECT max(era) FROM eras")
+        ((era,),) = await self._connection.fetch(f"SELECT {PRESENT_ERA}")
         return int(era)
 
     async def now(self, conversation_id: UUID | None) -> Head:
