@@ -58,11 +58,9 @@ NOT_YET = (
     asyncpg.TooManyConnectionsError,
 )
 
-# 4 MB: each piece of a young database's log is made anew, and until it is zeroed and on the disk,
-# all who commit wait: for the usual 16 MB up to a tenth of a second.
 INITDB = """
     --username=postgres --auth=trust --encoding=UTF8 --data-checksums --no-instructions
-    --locale=C --locale-provider=builtin --builtin-locale=C.UTF-8 --wal-segsize=4
+    --locale=C --locale-provider=builtin --builtin-locale=C.UTF-8
 """
 
 # PostgreSQL refuses to run as root, so under root it becomes `nobody`, who may be unable to walk to
