@@ -31,7 +31,7 @@ FLOORS = [
     {"store"},
     {"coalescer", "doorbell", "memory"},
     {"lookups", "making", "readiness", "reading", "sending", "verifying", "wire"},
-    {"encoded", "following", "opening"},
+    {"following", "opening", "pages"},
     {"watching"},
     {"access", "servicers"},
     {"eras", "interceptors", "tokens", "watcher"},

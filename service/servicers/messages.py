@@ -9,12 +9,12 @@ from parley.v1 import message_pb2 as pb
 from parley.v1 import message_pb2_grpc
 from service import masks, paging, wire
 from service.domain import MessageRole, MessageStatus
-from service.encoded import EncodedMessages
 from service.errors import NotFound
 from service.fields import Fields
 from service.identity import Call, checks_actor
 from service.ids import lock_of
 from service.lookups import Lookups, require_reader
+from service.pages import Pages, Part
 from service.paging import PageTokens, Position
 from service.repositories.base import Row
 from service.repositories.messages import Stretch
@@ -99,7 +99,7 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
         self._lookups = lookups
         self._sender = sender
         self._page_tokens = page_tokens
-        self._encoded = EncodedMessages()
+        self._pages = Pages(lookups)
 
     @checks_actor
     async def SendMessage(
@@ -247,19 +247,13 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
     ) -> Page:
         """The page that lies beyond `start`, or at the end of the window: downwards, or upwards."""
         stretch = Stretch.beyond(view, start, descending=down, limit=limit)
-        if filters:
-            async with self._store.snapshot() as snapshot:
-                rows, more = await snapshot.messages.list(
-                    stretch, descending=down, byte_limit=paging.MAX_RESPONSE_BYTES, **filters
-                )
-        else:
-            rows, more = await self._lookups.page(stretch, descending=down)
-        items = paging.cut(map(self._encoded.item, rows), size=len)
-        if not items:
+        part = await self._part(view, stretch, filters, down=down)
+        if not part.items:
             return Page([])
         # Before the very first page there is nothing yet; behind any other there is.
-        near = rows[0]["sequence"] if start is not None else None
-        far = rows[len(items) - 1]["sequence"] if more or len(items) < len(rows) else None
+        near = part.items[0][0] if start is not None else None
+        far = part.items[-1][0] if part.more else None
+        items = [item for _, item in part.items]
         if down:
             return Page(items[::-1], below=far, above=near)
         return Page(items, below=near, above=far)
@@ -270,32 +264,37 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
         if anchor is None:
             return Page([])
         half = paging.MAX_RESPONSE_BYTES // 2
-        async with self._store.snapshot() as snapshot:
-            lower, more_below = await snapshot.messages.list(
-                Stretch.beyond(view, anchor, descending=True, limit=window.before),
-                descending=True,
-                byte_limit=half,
-                **filters,
-            )
-            # The anchor, where it passes, and those after it.
-            upper, more_above = await snapshot.messages.list(
-                Stretch.beyond(view, anchor - 1, descending=False, limit=window.after + 1),
-                descending=False,
-                byte_limit=half,
-                **filters,
-            )
-        passes = len(upper) > 0 and upper[0]["sequence"] == anchor
-        item = self._encoded.item
-        below = paging.cut(map(item, lower), limit=half, size=len)
-        above = paging.cut(map(item, upper[: window.after + passes]), limit=half, size=len)
-        more_below = more_below or len(below) < len(lower)
-        more_above = more_above or len(above) < len(upper)
+        lower = Stretch.beyond(view, anchor, descending=True, limit=window.before)
+        below = await self._part(view, lower, filters, down=True, byte_limit=half)
+        # The anchor, where it passes, and those after it.
+        upper = Stretch.beyond(view, anchor - 1, descending=False, limit=window.after + 1)
+        above = await self._part(view, upper, filters, down=False, byte_limit=half)
+        if not (above.items and above.items[0][0] == anchor):
+            above = above.first(window.after)
         return Page(
-            below[::-1] + above,
-            below=_last(lower, below, anchor) if more_below else None,
-            above=_last(upper, above, anchor) if more_above else None,
+            [item for _, item in (*below.items[::-1], *above.items)],
+            below=_end(below, anchor) if below.more else None,
+            above=_end(above, anchor) if above.more else None,
             anchor=anchor,
         )
+
+    async def _part(
+        self,
+        view: Row,
+        stretch: Stretch,
+        filters: Filters,
+        *,
+        down: bool,
+        byte_limit: int = paging.MAX_RESPONSE_BYTES,
+    ) -> Part:
+        """The messages of a stretch, as many as fit."""
+        if not filters:
+            return await self._pages.read(view, stretch, descending=down, byte_limit=byte_limit)
+        async with self._store.snapshot() as snapshot:
+            rows, more = await snapshot.messages.list(
+                stretch, descending=down, byte_limit=byte_limit, **filters
+            )
+        return Part.of(rows, more=more, byte_limit=byte_limit)
 
     async def _anchor(self, view: Row, key: UUID | int | None, call: Call) -> int | None:
         """The sequence of the message to list around; None where there is none at all."""
@@ -526,9 +525,9 @@ def _filters(fields: Fields, request: pb.ListMessagesRequest) -> Filters:
     return {name: value for name, value in filters.items() if value and value != "{}"}
 
 
-def _last(rows: Sequence[Row], items: Sequence[bytes], anchor: int) -> int:
-    """The sequence of the last of the rows that are shown; the anchor's, where none is."""
-    return int(rows[len(items) - 1]["sequence"]) if items else anchor
+def _end(part: Part, anchor: int) -> int:
+    """The sequence of the last message that is shown; the anchor's, where none is."""
+    return part.items[-1][0] if part.items else anchor
 
 
 def _window(fields: Fields, request: pb.ListMessagesRequest, call: Call) -> Window | None:

@@ -1,0 +1,148 @@
+"""Pages of a conversation's messages, of which only what is not known is read.
+
+The newest messages of a conversation are read by everybody in it, and again by whoever comes back,
+or takes the next turn. A conversation counts its changes (`version`) and numbers its messages
+(`last_sequence`); a new message adds one to both, anything else to the version alone. So while the
+difference stays what it was, none of its messages has been edited, deleted or brought back: the
+same that lets a message be sent by what is remembered (`service/sending.py`). The difference comes
+with what decides whether the caller may read at all, which is looked up for each call.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from uuid import UUID
+
+from service import paging, wire
+from service.lookups import Lookups
+from service.repositories.base import Row
+from service.repositories.messages import Stretch
+
+MAX_BYTES = 16 * 2**20
+# A message that takes more is read each time.
+MAX_MESSAGE_BYTES = 16 * 2**10
+# What Python needs to keep one, beside its bytes.
+OVERHEAD = 160
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Messages as items of a response's list, each with its sequence, and whether there are more
+    beyond the last.
+    """
+
+    items: Sequence[tuple[int, bytes]]
+    more: bool
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], *, more: bool, byte_limit: int) -> "Part":
+        """Of rows, as many as fit."""
+        return cls([(row["sequence"], encoded(row)) for row in rows], more).within(byte_limit)
+
+    def first(self, count: int) -> "Part":
+        return Part(self.items[:count], self.more or len(self.items) > count)
+
+    def within(self, byte_limit: int) -> "Part":
+        items = paging.cut(self.items, limit=byte_limit, size=lambda item: len(item[1]))
+        return Part(items, self.more or len(items) < len(self.items))
+
+
+class Pages:
+    """Reads pages, and keeps them."""
+
+    def __init__(self, lookups: Lookups, max_bytes: int = MAX_BYTES) -> None:
+        self._lookups = lookups
+        self._known = KnownMessages(max_bytes)
+
+    async def read(self, view: Row, stretch: Stretch, *, descending: bool, byte_limit: int) -> Part:
+        """As many messages of the view's stretch as its limits allow."""
+        wanted = _sequences(stretch, descending=descending)
+        known = self._known.of(view)
+        missing = [sequence for sequence in wanted if sequence not in known]
+        read: dict[int, bytes] = {}
+        if missing:
+            # Also what is known in between, which there hardly ever is.
+            gap = wanted[wanted.index(missing[0]) : wanted.index(missing[-1]) + 1]
+            between = replace(stretch, first=min(gap), final=max(gap), limit=len(gap))
+            rows, cut = await self._lookups.page(between, descending=descending)
+            read = {row["sequence"]: encoded(row) for row in rows}
+            reached = gap[: len(rows)] if cut else gap
+            if list(read) != list(reached):
+                # There are no gaps in a conversation, unless somebody else has torn one.
+                rows, more = await self._lookups.page(stretch, descending=descending)
+                return Part.of(rows, more=more, byte_limit=byte_limit)
+            self._known.keep(view, read)
+            if cut:
+                wanted = wanted[: wanted.index(reached[-1]) + 1]
+        items = [(sequence, read.get(sequence) or known[sequence]) for sequence in wanted]
+        more = len(wanted) < stretch.final - stretch.first + 1
+        return Part(items, more).within(byte_limit)
+
+
+class KnownMessages:
+    """Messages by conversation and sequence; those of the conversation that was longest not read
+    make room for others.
+    """
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._left = max_bytes
+        # The one that was read last is last.
+        self._conversations: dict[UUID, Known] = {}
+
+    def of(self, view: Row) -> Mapping[int, bytes]:
+        """Those of the view's conversation that are as they were when the view was made."""
+        known = self._find(view)
+        return known.messages if known else {}
+
+    def keep(self, view: Row, messages: Mapping[int, bytes]) -> None:
+        """Messages that were read after the view was made. If one was changed in between, nobody
+        who has seen that asks for them under the view's version.
+        """
+        known = self._find(view)
+        if known is None:
+            known = self._conversations[view["id"]] = Known(_state(view))
+        for sequence, item in messages.items():
+            if sequence not in known.messages and len(item) <= MAX_MESSAGE_BYTES:
+                known.messages[sequence] = item
+                known.size += len(item) + OVERHEAD
+                self._left -= len(item) + OVERHEAD
+        while self._left < 0:
+            self._left += self._conversations.pop(next(iter(self._conversations))).size
+
+    def _find(self, view: Row) -> "Known | None":
+        """What is known of the conversation; where it has changed, that is forgotten."""
+        known = self._conversations.pop(view["id"], None)
+        if known and known.state == _state(view):
+            self._conversations[view["id"]] = known
+            return known
+        if known:
+            self._left += known.size
+        return None
+
+
+@dataclass(slots=True)
+class Known:
+    """What is known of a conversation in one state: messages by sequence, and what they take."""
+
+    state: Hashable
+    messages: dict[int, bytes] = field(default_factory=dict)
+    size: int = 0
+
+
+def encoded(row: Row) -> bytes:
+    """The row's message as an item of a response's list."""
+    return wire.item(wire.message(row))
+
+
+def _state(view: Row) -> Hashable:
+    """What stays as long as only messages are added. A version means something in one life of the
+    database only.
+    """
+    return view["version"] - view["last_sequence"], view["life"]
+
+
+def _sequences(stretch: Stretch, *, descending: bool) -> range:
+    """Those of a page, in its order."""
+    first, final, limit = stretch.first, stretch.final, stretch.limit
+    if descending:
+        return range(final, max(first, final - limit + 1) - 1, -1)
+    return range(first, min(final, first + limit - 1) + 1)

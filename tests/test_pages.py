@@ -1,0 +1,254 @@
+"""What is known of a conversation's messages is not read again, and never shown as it was."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import grpc
+import pytest
+import pytest_asyncio
+from prometheus_client import REGISTRY
+
+from parley.v1 import message_pb2 as pb
+from service import eras, schema, wire
+from service.embedded import EmbeddedPostgres
+from service.pages import MAX_MESSAGE_BYTES, KnownMessages
+from service.server import Server
+from service.settings import load
+
+from .make import OBSERVER, Client, Conversation, User, insist
+
+
+def view(number: int = 1, **values: Any) -> dict[str, Any]:
+    """What a conversation of three messages shows to whoever asks for it."""
+    return {"id": UUID(int=number), "version": 5, "last_sequence": 3, "life": "1"} | values
+
+
+AFTER = [
+    pytest.param({"version": 6}, id="something but a message has changed it"),
+    pytest.param({"version": 7, "last_sequence": 4}, id="that, and a message"),
+    pytest.param({"version": 4}, id="it was read late"),
+    pytest.param({"life": "2"}, id="the database has another life"),
+]
+
+
+def test_what_is_known_stays_while_messages_are_added() -> None:
+    known = KnownMessages()
+
+    known.keep(view(), {3: b"three"})
+    known.keep(view(version=6, last_sequence=4), {4: b"four"})
+
+    assert known.of(view(version=7, last_sequence=5)) == {3: b"three", 4: b"four"}
+    assert known.of(view(2)) == {}
+
+
+@pytest.mark.parametrize("change", AFTER)
+def test_what_is_known_is_forgotten_when_it_may_have_changed(change: dict[str, Any]) -> None:
+    known = KnownMessages()
+    known.keep(view(), {3: b"three"})
+
+    assert known.of(view(**change)) == {}
+    assert known.of(view()) == {}
+
+
+@pytest.mark.parametrize("change", AFTER)
+def test_who_read_before_a_change_tells_nobody_who_comes_after_it(change: dict[str, Any]) -> None:
+    known = KnownMessages()
+    known.keep(view(**change), {3: b"changed"})
+    known.keep(view(), {3: b"three"})
+
+    assert known.of(view(**change)) == {}
+
+
+def test_the_conversation_that_was_longest_not_read_makes_room() -> None:
+    known = KnownMessages(max_bytes=5_000)
+    for number in (1, 2):
+        known.keep(view(number), {1: b"x" * 1_800})
+    known.of(view(1))
+    known.keep(view(3), {1: b"x" * 1_800})
+
+    assert [len(known.of(view(number))) for number in (1, 2, 3)] == [1, 0, 1]
+
+
+def test_room_is_given_back_whenever_something_is_forgotten() -> None:
+    known = KnownMessages(max_bytes=5_000)
+    known.keep(view(2), {1: b"x" * 1_800})
+    for version in range(5, 50):
+        known.keep(view(version=version), {1: b"x" * 1_800})
+
+    assert known.of(view(2))
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_large_message_is_not_kept(more: int) -> None:
+    known = KnownMessages()
+    known.keep(view(), {1: b"x" * (MAX_MESSAGE_BYTES + more)})
+
+    assert len(known.of(view())) == 1 - more
+
+
+@pytest.mark.parametrize("size", [0, 90, 10_000, 20_000])
+def test_items_of_all_sizes_are_a_list(size: int) -> None:
+    items = [wire.item(pb.Message(content=size * letter)) for letter in "ab"]
+
+    shown = pb.ListMessagesResponse.FromString(b"".join(items)).messages
+
+    assert [message.content for message in shown] == [size * "a", size * "b"]
+
+
+def pages_read() -> float:
+    """How many pages this process has read so far."""
+    labels = {"batch": "find pages"}
+    return REGISTRY.get_sample_value("parley_batch_items_sum", labels) or 0.0
+
+
+async def shown(parley: Client, talk: Conversation, **values: Any) -> list[str]:
+    """What the newest messages say, oldest first, and whether each was edited or deleted."""
+    request = pb.ListMessagesRequest(conversation_id=talk.id, **values)
+    page = await parley.messages.ListMessages(request)
+    return [
+        message.content + (message.revision - 1) * "'" + message.HasField("delete_time") * "†"
+        for message in page.messages[::-1]
+    ]
+
+
+@pytest_asyncio.fixture
+async def ada(parley: Client) -> User:
+    return await parley.user("ada")
+
+
+@pytest_asyncio.fixture
+async def talk(parley: Client, ada: User) -> Conversation:
+    talk = await parley.conversation(ada)
+    for content in "abc":
+        await parley.message(talk, ada, content)
+    return talk
+
+
+async def test_a_page_is_read_once(parley: Client, talk: Conversation, ada: User) -> None:
+    before = pages_read()
+    assert await shown(parley, talk) == ["a", "b", "c"]
+    assert await shown(parley, talk) == ["a", "b", "c"]
+    assert await shown(parley.acting_as(ada), talk, page_size=2) == ["b", "c"]
+    assert await shown(parley, talk, around_sequence=2, before_count=1) == ["a", "b"]
+    assert pages_read() == before + 1
+
+    await parley.message(talk, ada, "d")
+    assert await shown(parley, talk) == ["a", "b", "c", "d"]
+    assert await shown(parley, talk) == ["a", "b", "c", "d"]
+    assert pages_read() == before + 2
+
+
+@pytest.mark.parametrize("page_size", [1, 2, 3])
+async def test_pages_that_are_known_in_part_are_completed(
+    parley: Client, talk: Conversation, page_size: int
+) -> None:
+    await shown(parley, talk, around_sequence=2, before_count=0, after_count=0)
+    first = await parley.messages.ListMessages(
+        pb.ListMessagesRequest(conversation_id=talk.id, page_size=page_size)
+    )
+
+    assert [message.content for message in first.messages] == ["c", "b", "a"][:page_size]
+    assert bool(first.next_page_token) == (page_size < 3)
+    assert [message.content for message in await parley.all_messages(talk)] == ["a", "b", "c"]
+
+
+async def test_each_change_is_shown(parley: Client, talk: Conversation) -> None:
+    bob = await parley.user("bob")
+    steps: list[tuple[Callable[[], Awaitable[Any]], list[str]]] = [
+        (lambda: parley.edit(talk, sequence=1, content="A"), ["A'", "b", "c"]),
+        (lambda: parley.delete_message(talk, sequence=1), ["'†", "b", "c"]),
+        (lambda: parley.add(talk, bob, invited_by_user_id=talk.creator_id), ["'†", "b", "c"]),
+        (lambda: parley.undelete_message(talk, sequence=1), ["A'", "b", "c"]),
+        (lambda: parley.message(talk, bob, "d"), ["A'", "b", "c", "d"]),
+        (lambda: parley.edit(talk, sequence=4, content="D"), ["A'", "b", "c", "D'"]),
+    ]
+    await shown(parley, talk)
+    for change, expected in steps:
+        await change()
+        assert await shown(parley, talk) == expected
+        assert await shown(parley, talk) == expected
+
+
+async def test_nobody_is_shown_more_than_its_window(
+    parley: Client, talk: Conversation, ada: User
+) -> None:
+    """Though all of it is known, and who it is for is not part of what is known."""
+    bob = await parley.user("bob")
+    await parley.add(talk, bob, role=OBSERVER, hide_history=True, invited_by_user_id=ada.id)
+    as_bob = parley.acting_as(bob)
+    await parley.message(talk, ada, "d")
+    assert await shown(parley, talk) == ["a", "b", "c", "d"]
+
+    window = (await parley.participant(talk, bob)).visible_from_sequence
+    assert await shown(as_bob, talk) == ["a", "b", "c", "d"][window - 1 :]
+
+    await parley.remove(talk, bob)
+    await parley.message(talk, ada, "e")
+    assert await shown(parley, talk) == ["a", "b", "c", "d", "e"]
+    assert await shown(as_bob, talk) == ["a", "b", "c", "d"][window - 1 :]
+
+
+async def test_where_somebody_else_tore_a_gap_all_that_is_left_is_shown(
+    parley: Client, talk: Conversation, database: asyncpg.Connection
+) -> None:
+    await database.execute(
+        "DELETE FROM messages WHERE conversation_id = $1 AND sequence = 2", talk.id
+    )
+
+    assert await shown(parley, talk) == ["a", "c"]
+    assert [message.content for message in await parley.all_messages(talk)] == ["a", "c"]
+    assert await shown(parley, talk, page_size=1) == ["c"]
+
+
+EDITED_ELSEWHERE = "UPDATE messages SET content = 'other' WHERE conversation_id = $1"
+
+
+async def test_what_was_known_in_another_era_is_read_again(
+    parley: Client, talk: Conversation, database: asyncpg.Connection, postgres: EmbeddedPostgres
+) -> None:
+    """It went back to before an edit, and another one was made since."""
+    await shown(parley, talk)
+
+    await database.execute(EDITED_ELSEWHERE, talk.id)
+    await eras.begin(postgres.url)
+
+    assert await shown(parley, talk) == ["other"] * 3
+
+
+@pytest_asyncio.fixture
+async def own_postgres(tmp_path: Path) -> AsyncIterator[EmbeddedPostgres]:
+    embedded = EmbeddedPostgres(tmp_path)
+    await embedded.start()
+    await schema.migrate(embedded.url)
+    yield embedded
+    await embedded.stop()
+
+
+@pytest.mark.slow
+async def test_what_was_known_before_the_database_was_started_anew_is_read_again(
+    own_postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    """As whoever puts older files in its place must: the same era, and the same timeline."""
+    server = Server(load(address="127.0.0.1:0", data_dir=tmp_path / "data"), own_postgres.url)
+    server.bind()
+    await server.start()
+    await server.readiness.ready.wait()
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        assert server.token
+        parley = Client(channel, server.token)
+        ada = await parley.user("ada")
+        talk = await parley.conversation(ada, first="a")
+        assert await shown(parley, talk) == ["a"]
+
+        await own_postgres.stop()
+        await own_postgres.start()
+        dsn = own_postgres.url.replace("postgresql+asyncpg", "postgresql")
+        database = await asyncpg.connect(dsn)
+        await database.execute(EDITED_ELSEWHERE, talk.id)
+        await database.close()
+
+        assert await insist(lambda: shown(parley, talk)) == ["other"]
+    await server.stop()
