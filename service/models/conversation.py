@@ -88,7 +88,11 @@ class Conversation(BaseModel):
             postgresql_ops={"metadata": "jsonb_path_ops"},
             postgresql_where=text(HAS_METADATA),
         ),
-        CheckConstraint("slug ~ '^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$'", name="slug_form"),
+        # Every send checks it: with the length as a repetition of 1 to 61 it took 26 µs, not 2.
+        CheckConstraint(
+            "char_length(slug) BETWEEN 3 AND 63 AND slug ~ '^[a-z0-9][a-z0-9-]*[a-z0-9]$'",
+            name="slug_form",
+        ),
         CheckConstraint("jsonb_typeof(metadata) = 'object'", name="metadata_object"),
         CheckConstraint(
             "num_nulls(direct_first_user_id, direct_second_user_id)"
