@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -20,6 +21,8 @@ from parley.v1 import conversation_pb2, conversation_pb2_grpc
 CORES = sorted(os.sched_getaffinity(0))[:2]
 SERVER, AROUND = CORES[:1], CORES[-1:]
 
+# In which whoever is throttled runs and rests once.
+TURN_SECONDS = 0.02
 START_SECONDS, STOP_SECONDS = 60.0, 30.0
 EAGER = [(f"grpc.{name}_reconnect_backoff_ms", 20) for name in ("initial", "min", "max")]
 # What a server says once it serves: the empty one has no list of conversations.
@@ -33,7 +36,7 @@ class Target:
     process: psutil.Process
     address: str
     token: str = ""
-    # Those that serve for it, where it is their supervisor.
+    # Others that serve for it.
     workers: Sequence[psutil.Process] = ()
 
     def seconds(self) -> float:
@@ -133,6 +136,38 @@ def unpinned(server: psutil.Process, postmaster: psutil.Process) -> Iterator[Non
         pin(server, SERVER)
         pin(postmaster, AROUND)
         os.sched_setaffinity(0, AROUND)
+
+
+@contextmanager
+def throttled(processes: Sequence[psutil.Process], share: float) -> Iterator[None]:
+    """Each runs for this share of the time, one after the other: stopped and continued, as by
+    cpulimit.
+    """
+    is_over = threading.Event()
+
+    def throttle(process: psutil.Process, offset: float) -> None:
+        is_over.wait(offset)
+        while not is_over.is_set():
+            process.suspend()
+            is_over.wait((1 - share) * TURN_SECONDS)
+            process.resume()
+            is_over.wait(share * TURN_SECONDS)
+
+    threads = [
+        threading.Thread(target=throttle, args=(process, n / len(processes) * TURN_SECONDS))
+        for n, process in enumerate(processes)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
+        # Also one that a thread left behind that has failed.
+        for process in processes:
+            process.resume()
 
 
 def seconds_of(process: psutil.Process) -> float:

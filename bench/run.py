@@ -19,6 +19,7 @@ from statistics import median
 from time import monotonic, sleep
 
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from bench import document, report
 from bench.measure import Meter, Run
@@ -30,6 +31,7 @@ from bench.processes import (
     peak_mib,
     resident_mib,
     serving,
+    throttled,
     unpinned,
 )
 from bench.report import Results
@@ -40,6 +42,8 @@ ROOT = Path(__file__).parent.parent
 WARM_UP_SECONDS = 0.5
 SWEEP_SECONDS, SWEEP_ROUNDS = 3.0, 3
 SETTLE_SECONDS = 1.0
+# Of a core, for each process of a server that leaves something to PostgreSQL and the load.
+SHARE = 0.4
 MIXED_SECONDS, SAMPLES = 300.0, 60
 
 
@@ -128,6 +132,11 @@ async def all_works(on: Stage, meter: Meter, plan: Plan) -> dict[str, Work]:
         with unpinned(parley.process, on.postmaster):
             return await meter.calls(target, method, on.wide)
 
+    async def in_part(target: Target) -> Run:
+        """The same, where each of its processes may use a part of a core: something is left."""
+        with throttled(target.workers or [target.process], SHARE):
+            return await freely(target, "SendMessage")
+
     return {
         "send to one": lambda: meter.calls(parley, "SendMessage", on.single),
         "send empty": lambda: meter.calls(empty, "SendMessage", on.wide),
@@ -152,8 +161,11 @@ async def all_works(on: Stage, meter: Meter, plan: Plan) -> dict[str, Work]:
         "half load": lambda: meter.half(parley, on.wide),
         "two workers send": lambda: freely(on.pair, "SendMessage"),
         "one worker send": lambda: freely(parley, "SendMessage"),
+        "two workers in part": lambda: in_part(on.pair),
+        "one worker in part": lambda: in_part(parley),
         "two workers get": lambda: freely(on.pair, "GetMessage"),
         "two workers list": lambda: freely(on.pair, "ListMessages"),
+        "list from the database": lambda: meter.calls(parley, "ListFiltered", on.wide),
         "two empty": lambda: meter.read(on.empty_pair, "SendMessage", on.wide, in_flight=64),
         "conversation alone": lambda: meter.calls(parley, "GetConversation", on.wide, in_flight=1),
         "inbox": lambda: meter.calls(
@@ -163,10 +175,10 @@ async def all_works(on: Stage, meter: Meter, plan: Plan) -> dict[str, Work]:
         "search all": lambda: meter.calls(parley, "SearchMessages", on.inbox, in_flight=1),
         "around": lambda: meter.calls(parley, "ListAround", on.wide, in_flight=1, page_size=50),
         "first page": lambda: meter.calls(
-            parley, "ListMessages", on.long, in_flight=1, page_size=on.page_size
+            parley, "ListFiltered", on.long, in_flight=1, page_size=on.page_size
         ),
         "last page": lambda: meter.calls(
-            parley, "ListMessages", on.long, in_flight=1, page_size=on.page_size, page_token=deep
+            parley, "ListFiltered", on.long, in_flight=1, page_size=on.page_size, page_token=deep
         ),
         "import": lambda: meter.imported(plan.imported),
         "copy": meter.copied,
@@ -240,7 +252,11 @@ async def last_page_token(on: Stage) -> str:
         list_messages = message_pb2_grpc.MessageServiceStub(channel).ListMessages
         while ahead:
             request = message_pb2.ListMessagesRequest(
-                conversation_id=conversation["id"], page_size=min(ahead, 1_000), page_token=token
+                conversation_id=conversation["id"],
+                page_size=min(ahead, 1_000),
+                page_token=token,
+                # As in bench/load's ListFiltered.
+                created_after=Timestamp(seconds=1),
             )
             page = await list_messages(request, metadata=metadata)
             token, ahead = page.next_page_token, ahead - len(page.messages)

@@ -46,7 +46,7 @@ CALLED = 500
 WORKS = {
     "SendMessage": "SendMessage",
     "GetMessage": "GetMessage",
-    "ListMessages, pages of 50": "ListMessages",
+    "ListMessages, pages of 50 from the database": "ListFiltered",
     "ListUserConversations, 25 of 100": "ListUserConversations",
     "SearchMessages in a conversation": "SearchMessages",
     "SearchMessages in 100 conversations": "SearchEverywhere",

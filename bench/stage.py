@@ -148,7 +148,8 @@ async def stage(folder: Path, *, page_size: int) -> AsyncIterator[Stage]:
         pair = replace(pair, workers=pair.process.children())
         empty = await serve("bench.empty")
         empty_pair = await serve("bench.empty", cores=CORES)
-        await serve("bench.empty", cores=CORES, address=empty_pair.address)
+        other = await serve("bench.empty", cores=CORES, address=empty_pair.address)
+        empty_pair = replace(empty_pair, workers=[other.process])
         obvious = await serve("bench.obvious", database_url=url)
         pid_file = data / "postgres" / "data" / "postmaster.pid"
         postmaster = psutil.Process(int(pid_file.read_text().splitlines()[0]))
