@@ -1,14 +1,13 @@
 """Pages of a conversation's messages, of which only what is not known is read.
 
 The newest messages of a conversation are read by everybody in it, and again by whoever comes back,
-or takes the next turn. A conversation counts its changes (`version`) and numbers its messages
-(`last_sequence`); a new message adds one to both, anything else to the version alone. So while the
-difference stays what it was, none of its messages has been edited, deleted or brought back: the
-same that lets a message be sent by what is remembered (`service/sending.py`). The difference comes
-with what decides whether the caller may read at all, which is looked up for each call.
+or takes the next turn. A conversation counts how often its messages are changed, in the transaction
+that changes one; so while the count stays what it was, what is known is as it is stored. The count
+comes with what decides whether the caller may read at all, which is looked up for each call, and
+with the messages, whose statement sees both at the same moment.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
@@ -20,8 +19,8 @@ from service.repositories.messages import Stretch
 MAX_BYTES = 16 * 2**20
 # A message that takes more is read each time.
 MAX_MESSAGE_BYTES = 16 * 2**10
-# What Python needs to keep one, beside its bytes.
-OVERHEAD = 160
+# What Python needs to keep a message, beside its bytes, and a conversation.
+MESSAGE_OVERHEAD, CONVERSATION_OVERHEAD = 160, 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ class Pages:
                 # There are no gaps in a conversation, unless somebody else has torn one.
                 rows, more = await self._lookups.page(stretch, descending=descending)
                 return Part.of(rows, more=more, byte_limit=byte_limit)
-            self._known.keep(view, read)
+            self._known.keep(view["id"], rows[0]["message_state"], read)
             if cut:
                 wanted = wanted[: wanted.index(reached[-1]) + 1]
         items = [(sequence, read.get(sequence) or known[sequence]) for sequence in wanted]
@@ -90,29 +89,29 @@ class KnownMessages:
 
     def of(self, view: Row) -> Mapping[int, bytes]:
         """Those of the view's conversation that are as they were when the view was made."""
-        known = self._find(view)
+        known = self._find(view["id"], view["message_state"])
         return known.messages if known else {}
 
-    def keep(self, view: Row, messages: Mapping[int, bytes]) -> None:
-        """Messages that were read after the view was made. If one was changed in between, nobody
-        who has seen that asks for them under the view's version.
-        """
-        known = self._find(view)
-        if known is None:
-            known = self._conversations[view["id"]] = Known(_state(view))
-        for sequence, item in messages.items():
-            if sequence not in known.messages and len(item) <= MAX_MESSAGE_BYTES:
+    def keep(self, id: UUID, state: str, messages: Mapping[int, bytes]) -> None:
+        """Messages of the conversation as they were in this state."""
+        small = {n: item for n, item in messages.items() if len(item) <= MAX_MESSAGE_BYTES}
+        known = self._find(id, state)
+        if known is None and small:
+            known = self._conversations[id] = Known(state)
+            self._left -= known.size
+        for sequence, item in small.items():
+            if known and sequence not in known.messages:
                 known.messages[sequence] = item
-                known.size += len(item) + OVERHEAD
-                self._left -= len(item) + OVERHEAD
+                known.size += len(item) + MESSAGE_OVERHEAD
+                self._left -= len(item) + MESSAGE_OVERHEAD
         while self._left < 0:
             self._left += self._conversations.pop(next(iter(self._conversations))).size
 
-    def _find(self, view: Row) -> "Known | None":
-        """What is known of the conversation; where it has changed, that is forgotten."""
-        known = self._conversations.pop(view["id"], None)
-        if known and known.state == _state(view):
-            self._conversations[view["id"]] = known
+    def _find(self, id: UUID, state: str) -> "Known | None":
+        """What is known of the conversation; what is so in another state is forgotten."""
+        known = self._conversations.pop(id, None)
+        if known and known.state == state:
+            self._conversations[id] = known
             return known
         if known:
             self._left += known.size
@@ -123,21 +122,14 @@ class KnownMessages:
 class Known:
     """What is known of a conversation in one state: messages by sequence, and what they take."""
 
-    state: Hashable
+    state: str
     messages: dict[int, bytes] = field(default_factory=dict)
-    size: int = 0
+    size: int = CONVERSATION_OVERHEAD
 
 
 def encoded(row: Row) -> bytes:
     """The row's message as an item of a response's list."""
     return wire.item(wire.message(row))
-
-
-def _state(view: Row) -> Hashable:
-    """What stays as long as only messages are added. A version means something in one life of the
-    database only.
-    """
-    return view["version"] - view["last_sequence"], view["life"]
 
 
 def _sequences(stretch: Stretch, *, descending: bool) -> range:

@@ -38,6 +38,10 @@ class Conversation(BaseModel):
     version: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     participant_count: Mapped[int] = mapped_column(server_default=text("0"))
     total_tokens_used: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    # How often one of its messages was edited, deleted or brought back.
+    message_changes: Mapped[int] = mapped_column(
+        BigInteger, server_default=text("0"), info={"never_read": True}
+    )
     # The greatest sent_at (else created_at) of the messages, and the newest created_at: the floor
     # below which the next message's must not fall.
     last_activity_at: Mapped[datetime | None]

@@ -27,7 +27,14 @@ from service.models import Participant
 from service.models.base import HAS_METADATA
 from service.repositories.base import BY_SLUG, Repository, Row, columns_of, looked_up, tables
 from service.repositories.events import Events, Fact
-from service.repositories.visibility import FIRST, LAST, MAY_ACT, SEES, SHOWN
+from service.repositories.visibility import (
+    FIRST,
+    LAST,
+    MAY_ACT,
+    MESSAGE_STATE,
+    SEES,
+    SHOWN,
+)
 from service.rules.conversations import Pair
 
 conversations = tables["conversations"].alias("c")
@@ -35,17 +42,13 @@ participants = tables["participants"].alias("p")
 
 CONVERSATION = columns_of("conversations", "c")
 
-# In which life of the database a version means something, to a reader: one that has gone back in
-# time has been started anew.
-LIFE = "(SELECT max(era) || '/' || pg_postmaster_start_time() FROM eras)"
-
 # Everything a read needs before it reads: the conversation, what the asker is in it, and its
 # window. No row where the conversation is missing or hidden, or the asker may not act.
 VIEWS = f"""
 SELECT k.position, {CONVERSATION}, k.actor_id, p.status, p.role, p.joined_at,
        COALESCE({SEES}, false) AS sees,
        {FIRST} AS first_sequence, {LAST} AS final_sequence, {SHOWN} AS shown_message_id,
-       {LIFE} AS life
+       {MESSAGE_STATE} AS message_state
 FROM unnest($1::uuid[], $2::text[], $3::uuid[])
   WITH ORDINALITY AS k(id, slug, actor_id, position)
 {looked_up("conversations", "c", f"c.id = COALESCE(k.id, {BY_SLUG})")}

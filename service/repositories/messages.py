@@ -24,7 +24,16 @@ from service.repositories.base import (
     with_named_arguments,
 )
 from service.repositories.events import Events, Fact
-from service.repositories.visibility import FIRST, IS_UNREAD, LAST, MAY_ACT, SEES, SHOWN, readable
+from service.repositories.visibility import (
+    FIRST,
+    IS_UNREAD,
+    LAST,
+    MAY_ACT,
+    MESSAGE_STATE,
+    SEES,
+    SHOWN,
+    readable,
+)
 from service.rules import search
 from service.rules.edits import editor_of
 from service.rules.messages import Accepted, Append, Numbered, Reference, State, person_id
@@ -372,11 +381,14 @@ WHERE p.conversation_id = $1 AND p.user_id = $2
 # A page of each of many stretches. Put together as text: for SQLAlchemy to build it took ten times
 # as long as to run it.
 PAGES = f"""
-SELECT position, found, {MESSAGE} FROM (
-  SELECT k.position, page.*, count(*) OVER (PARTITION BY k.position) AS found,
+SELECT position, found, message_state, {MESSAGE} FROM (
+  SELECT k.position, c.message_state, page.*, count(*) OVER (PARTITION BY k.position) AS found,
          sum(size) OVER (PARTITION BY k.position ORDER BY sequence {{order}}) - size AS before
   FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::int[]) WITH ORDINALITY
     AS k(conversation_id, first_sequence, final_sequence, count, position)
+  CROSS JOIN LATERAL (
+    SELECT {MESSAGE_STATE} AS message_state FROM conversations c WHERE c.id = {{id}} OFFSET 0
+  ) AS c
   CROSS JOIN LATERAL (
     SELECT m.*, octet_length(m.content) + pg_column_size(m.metadata) AS size
     FROM messages m
@@ -679,6 +691,7 @@ class Messages(Repository):
             .where(conversations.c.id == conversation_id)
             .values(
                 version=after_version + 1,
+                message_changes=conversations.c.message_changes + 1,
                 total_tokens_used=conversations.c.total_tokens_used + more_tokens,
             )
         )

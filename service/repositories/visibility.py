@@ -42,6 +42,15 @@ least(1000, greatest(0, {END} - {UNREAD_FROM} + 1)
        AND m.sender_id = p.user_id AND m.deleted_at IS NULL))
 """
 
+# Two that are the same have nothing but new messages between them. Counters mean something in one
+# table only, and in one life of it: a database that has gone back in time was restored, was started
+# anew, or has recovered from a crash, at which its statistics begin anew.
+MESSAGE_STATE = """
+(c.message_changes || '/' || 'conversations'::regclass::oid || '/'
+ || (SELECT max(era) || '/' || pg_postmaster_start_time() || '/'
+            || pg_stat_get_checkpointer_stat_reset_time() FROM eras))
+"""
+
 
 def readable(message: str, window: str) -> str:
     """SQL: the message lies in the window, or is the one that the invitation shows."""
