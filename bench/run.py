@@ -165,7 +165,9 @@ async def all_works(on: Stage, meter: Meter, plan: Plan) -> dict[str, Work]:
         "one worker in part": lambda: in_part(parley),
         "two workers get": lambda: freely(on.pair, "GetMessage"),
         "two workers list": lambda: freely(on.pair, "ListMessages"),
-        "list from the database": lambda: meter.calls(parley, "ListFiltered", on.wide),
+        "list from the database": lambda: meter.calls(
+            parley, "ListFiltered", on.wide, in_flight=16
+        ),
         "two empty": lambda: meter.read(on.empty_pair, "SendMessage", on.wide, in_flight=64),
         "conversation alone": lambda: meter.calls(parley, "GetConversation", on.wide, in_flight=1),
         "inbox": lambda: meter.calls(

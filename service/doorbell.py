@@ -2,10 +2,12 @@
 
 It says where at the most, and a ring may be lost: whoever waits looks from time to time anyway.
 Processes hear each other by NOTIFY, sent every 20 milliseconds at most, on a connection of its own
-and outside any transaction that writes: inside one it takes a lock of the whole cluster.
+and outside any transaction that writes: inside one it takes a lock of the whole cluster. They ring
+for those who have asked for it lately: most of the time nobody waits, or nobody elsewhere.
 """
 
 import asyncio
+import time
 from collections.abc import Collection
 from contextlib import suppress
 
@@ -21,13 +23,25 @@ CHANNEL = "parley"
 # every process a look. At 5 ms it made each of many sends, one after the other, 0.2 ms longer.
 GATHER_SECONDS = 0.02
 RECONNECT_SECONDS = 1.0
+# What somebody says who waits, how often, and for how long that holds: one may be lost, or two.
+ASK = "ask"
+ASK_SECONDS, ASKED_SECONDS = 1.0, 3.5
+
+
+# Who has more to look at looks everywhere.
+MAX_LOCKS = 1_000
 
 
 class Doorbell:
     def __init__(self, url: str) -> None:
         self._url = url
         self._rung = asyncio.Event()
-        self._owed = asyncio.Event()
+        # There is something to tell the others.
+        self._due = asyncio.Event()
+        self._owes_ring = False
+        self._is_listening = False
+        # When the others are to be asked again, and until when they have asked.
+        self._ask_at = self._asked_until = 0.0
         # How often it rang.
         self.rings = 0
         # Where something may have happened since somebody looked; None is everywhere.
@@ -40,12 +54,22 @@ class Doorbell:
         """
         self.rings += 1
         self.nudge(*locks)
-        self._owed.set()
+        if time.monotonic() < self._asked_until:
+            self._owes_ring = True
+            self._due.set()
+
+    def listen(self, on: bool) -> None:
+        """Whether somebody here waits for what others commit."""
+        self._is_listening = on
+        if on:
+            self._due.set()
 
     def nudge(self, *locks: int) -> None:
         """Let those here look once more at what these are the locks of."""
         if self._where is not None:
             self._where.update(locks)
+            if len(self._where) > MAX_LOCKS:
+                self._where = None
         self._rung.set()
 
     async def wait(self, seconds: float) -> set[int] | None:
@@ -81,15 +105,27 @@ class Doorbell:
         async with line(self._url) as driver:
             own = driver.get_server_pid()
 
-            def hear(_connection: object, pid: int, _channel: str, _payload: str) -> None:
-                if pid != own:
+            def hear(_connection: object, pid: int, _channel: str, payload: str) -> None:
+                if pid == own:
+                    return
+                if payload == ASK:
+                    self._asked_until = time.monotonic() + ASKED_SECONDS
+                else:
                     self._hear()
 
             await driver.add_listener(CHANNEL, hear)
-            # Then the next NOTIFY fails, and a new connection is made.
-            driver.add_termination_listener(lambda _: self._owed.set())
-            while True:
-                await self._owed.wait()
-                self._owed.clear()
-                await driver.execute(f"NOTIFY {CHANNEL}")
+            # Then a new connection is made, which asks anew.
+            driver.add_termination_listener(lambda _: self._due.set())
+            self._ask_at = 0.0
+            while not driver.is_closed():
+                if self._is_listening and time.monotonic() >= self._ask_at:
+                    self._ask_at = time.monotonic() + ASK_SECONDS
+                    await driver.execute(f"NOTIFY {CHANNEL}, '{ASK}'")
+                if self._owes_ring:
+                    self._owes_ring = False
+                    await driver.execute(f"NOTIFY {CHANNEL}")
                 await asyncio.sleep(GATHER_SECONDS)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(ASK_SECONDS if self._is_listening else None):
+                        await self._due.wait()
+                self._due.clear()

@@ -85,6 +85,8 @@ class Watching:
         self._doorbell = doorbell
         self._heartbeat = heartbeat
         self._watches: Counter[UUID | None] = Counter()
+        # There is one.
+        self._watched = asyncio.Event()
         # By the lock of the conversation that they follow; those who follow more, under None.
         self._waiting: defaultdict[int | None, set[Waiter]] = defaultdict(set)
 
@@ -133,6 +135,7 @@ class Watching:
         """Tell those who wait what there is to read, as soon as there is."""
         due = 0.0
         while True:
+            await self._watched.wait()
             where = await self._doorbell.wait(POLL_SECONDS)
             if where is None or time.monotonic() >= due:
                 where, due = None, time.monotonic() + POLL_SECONDS
@@ -233,6 +236,7 @@ class Watching:
         if self.count >= MAX_WATCHES:
             raise ResourceExhausted("RATE_LIMITED", subject="watches of this server")
         self._watches[actor_id] += 1
+        self._heed()
         try:
             with WATCHES.track_inprogress():
                 yield
@@ -240,6 +244,16 @@ class Watching:
             self._watches[actor_id] -= 1
             if not self._watches[actor_id]:
                 del self._watches[actor_id]
+            self._heed()
+
+    def _heed(self) -> None:
+        """Look, and be rung for, while there is somebody to tell."""
+        if not self.count:
+            self._watched.clear()
+            self._doorbell.listen(False)
+        elif not self._watched.is_set():
+            self._watched.set()
+            self._doorbell.listen(True)
 
 
 async def _patiently(read: Callable[[Ask], Awaitable[Page]], ask: Ask) -> Page:

@@ -15,7 +15,7 @@ import structlog
 from prometheus_client import REGISTRY
 
 from parley.v1 import message_pb2
-from service import interceptors, watching
+from service import doorbell, interceptors, watching
 from service.embedded import EmbeddedPostgres
 from service.server import Server
 from service.settings import load
@@ -184,6 +184,54 @@ async def test_what_another_process_commits_is_told_as_soon(
             took.append(time.monotonic() - started)
 
     assert sorted(took)[10] < watching.POLL_SECONDS / 2, took
+
+
+async def test_other_processes_are_rung_for_while_they_ask_and_asked_while_somebody_watches(
+    parley: Client,
+    ada: User,
+    talk: Conversation,
+    postgres: EmbeddedPostgres,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(doorbell, "ASKED_SECONDS", 0.5)
+    monkeypatch.setattr(doorbell, "ASK_SECONDS", 0.1)
+    heard: asyncio.Queue[object] = asyncio.Queue()
+    other = await asyncpg.connect(postgres.url.replace("+asyncpg", ""))
+    await other.add_listener(doorbell.CHANNEL, lambda *told: heard.put_nowait(told[3]))
+
+    async def rings_of_a_message() -> list[object]:
+        await asyncio.sleep(0.6)
+        while not heard.empty():
+            heard.get_nowait()
+        await parley.message(talk, ada)
+        await asyncio.sleep(0.2)
+        return [heard.get_nowait() for _ in range(heard.qsize())]
+
+    async def silence() -> None:
+        """Whoever asked before is rung for, for a while."""
+        async with asyncio.timeout(10):
+            while await rings_of_a_message():
+                pass
+
+    try:
+        await silence()
+
+        asking = asyncio.create_task(ask_again_and_again(other))
+        assert "" in await rings_of_a_message()
+        asking.cancel()
+
+        async with watch(parley, conversation_id=talk.id) as watcher:
+            await watcher.next()
+            assert doorbell.ASK in await rings_of_a_message()
+        await silence()
+    finally:
+        await other.close()
+
+
+async def ask_again_and_again(other: asyncpg.Connection) -> None:
+    while True:
+        await other.execute(f"NOTIFY {doorbell.CHANNEL}, '{doorbell.ASK}'")
+        await asyncio.sleep(0.1)
 
 
 @pytest.mark.parametrize("way", ["past the pooler", "nowhere"])
