@@ -48,8 +48,8 @@ this and wrote this page on {date}; `make bench` is that with 9 rounds of 10 s, 
   the code costs, whatever the load generator costs on PostgreSQL's core.
 - **The machine**: {cores} cores, {memory:.0f} GiB of memory; Python {python}, grpcio {grpcio},
   PostgreSQL {postgres}. A server has one core; PostgreSQL and the load share another one. Two
-  workers share both with PostgreSQL and the load: to send takes both cores as it is, so that what
-  another worker is good for shows where each process is stopped for six tenths of the time.
+  workers share both with PostgreSQL and the load. To send takes both cores as it is; what another
+  worker is good for where cores are left shows where each is stopped for six tenths of the time.
 - **Durable**: `fsync`, `synchronous_commit` and `full_page_writes` are on, and the data is on disk.
 - **The load**: 64 calls in flight over 4 connections unless said otherwise, each with a token, an
   actor and a deadline; each message with a `request_id` of its own and one of 5,000 texts out of

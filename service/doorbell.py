@@ -26,8 +26,6 @@ RECONNECT_SECONDS = 1.0
 # What somebody says who waits, how often, and for how long that holds: one may be lost, or two.
 ASK = "ask"
 ASK_SECONDS, ASKED_SECONDS = 1.0, 3.5
-
-
 # Who has more to look at looks everywhere.
 MAX_LOCKS = 1_000
 

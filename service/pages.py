@@ -48,9 +48,9 @@ class Part:
 class Pages:
     """Reads pages, and keeps them."""
 
-    def __init__(self, lookups: Lookups, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, lookups: Lookups) -> None:
         self._lookups = lookups
-        self._known = KnownMessages(max_bytes)
+        self._known = KnownMessages()
 
     async def read(self, view: Row, stretch: Stretch, *, descending: bool, byte_limit: int) -> Part:
         """As many messages of the view's stretch as its limits allow."""

@@ -29,7 +29,7 @@ from .process import SERVING, Service, parley
 
 # What the first answered call may have cost, where there is a database already: so many times as
 # much as to import what it stands on.
-START_COST = 3
+START_COST = 2.5
 IMPORTS = "import alembic, asyncpg, grpc.aio, sqlalchemy.ext.asyncio"
 
 
