@@ -24,17 +24,18 @@ FROM (
 ) AS m
 """
 
-# When a line was last active. Of a conversation that the user is not in now, what happens there is
-# not told, not even by its place: it stands where its invitation, leave or removal put it.
+# When a conversation that the user is in was last active.
 #
-# On later pages a conversation stands where the first one saw it, though it has new messages:
-# otherwise it would jump over the pages to come, and be missed. A minute is longer than any
-# transaction lasts: one that is older than that is certain to have been seen.
+# On later pages it stands where the first one saw it, though it has new messages: otherwise it
+# would jump over the pages to come, and be missed. A minute is longer than any transaction lasts:
+# one that is older than that is certain to have been seen.
 ACTIVE = f"""
-CASE WHEN p.status <> 'JOINED' THEN p.status_at
-     WHEN c.last_message_at > k.read_at - interval '1 minute' THEN COALESCE(({SEEN}), c.created_at)
+CASE WHEN c.last_message_at > k.read_at - interval '1 minute' THEN COALESCE(({SEEN}), c.created_at)
      ELSE COALESCE(c.last_activity_at, c.created_at) END
 """
+
+# The user's own rows. OFFSET 0: looked up, whatever the planner believes of the tables.
+OWN = "SELECT * FROM participants s WHERE s.user_id = k.actor_id OFFSET 0"
 
 # Where the asker stands in the conversation, beside its own columns.
 STANDING = ("actor_id", "status", "joined_at", "final_sequence")
@@ -44,37 +45,43 @@ STANDING = ("actor_id", "status", "joined_at", "final_sequence")
 #
 # MATERIALIZED: what is asked for is hidden from the planner. One plan serves for all, and it is not
 # made anew for each call, which took longer than most inboxes do.
+#
+# What the user is in is found by ANY, in one pass through the index: a thousand look-ups took three
+# times as long.
 LIST = f"""
 WITH k AS MATERIALIZED (
   SELECT $1::uuid AS actor_id, $2::timestamptz AS read_at, $3::text AS snapshot,
          $4::timestamptz AS active_at, $5::uuid AS conversation_id, $6::text[] AS statuses,
-         $7::bool AS is_active, $8::text::jsonb AS metadata, lower($9::text) AS title,
-         $10::bool AS unread_only, $11::bigint AS row_limit, $12::bigint AS byte_limit
+         $7::bool AS is_active, NULLIF($8::text::jsonb, '{{}}') AS metadata,
+         NULLIF(lower($9::text), '') AS title, $10::bool AS unread_only,
+         $11::bigint AS row_limit, $12::bigint AS byte_limit
 ),
 line AS MATERIALIZED (
-  SELECT * FROM (
-    SELECT p.conversation_id, p.user_id, {ACTIVE} AS active_at,
-           k.active_at AS last_active_at, k.conversation_id AS last_id
-    FROM k
-    -- OFFSET 0: looked up one by one, whatever the planner believes of the tables.
-    CROSS JOIN LATERAL (
-      SELECT * FROM participants s
-      WHERE s.user_id = k.actor_id OFFSET 0
-    ) AS p
-    CROSS JOIN LATERAL (
-      SELECT s.id, s.title, s.is_active, s.metadata, s.last_sequence, s.last_activity_at,
-             s.last_message_at, s.created_at, s.deleted_at
-      FROM conversations s WHERE s.id = p.conversation_id OFFSET 0
-    ) AS c
-    WHERE p.status = ANY(k.statuses) AND {SEES} AND c.deleted_at IS NULL
-      -- Whoever is not in it is not shown these, and must not find out by a filter.
-      AND (k.is_active IS NULL OR (p.status = 'JOINED' AND c.is_active = k.is_active))
-      AND (k.metadata = '{{}}' OR (p.status = 'JOINED' AND c.metadata @> k.metadata))
-      AND (k.title = '' OR strpos(lower(c.title), k.title) > 0)
+  SELECT l.* FROM k CROSS JOIN LATERAL (
+    SELECT c.id AS conversation_id, {ACTIVE} AS active_at
+    FROM conversations c
+    WHERE c.id = ANY(ARRAY(SELECT p.conversation_id FROM k CROSS JOIN LATERAL ({OWN}) AS p
+                           WHERE p.status = 'JOINED' AND 'JOINED' = ANY(k.statuses)))
+      AND c.deleted_at IS NULL
+      AND (k.is_active IS NULL OR c.is_active = k.is_active)
+      AND (k.metadata IS NULL OR c.metadata @> k.metadata)
+      AND (k.title IS NULL OR strpos(lower(c.title), k.title) > 0)
+      AND (NOT k.unread_only
+           OR (SELECT {UNREAD} FROM participants p
+               WHERE p.conversation_id = c.id AND p.user_id = k.actor_id) > 0)
+    UNION ALL
+    -- What happens where the user is not in now is not told, not even by its place: it stands where
+    -- its invitation, leave or removal put it. Nor may a filter tell.
+    SELECT p.conversation_id, p.status_at
+    FROM ({OWN}) AS p
+    CROSS JOIN LATERAL (SELECT * FROM conversations s WHERE s.id = p.conversation_id OFFSET 0) AS c
+    WHERE k.statuses <> '{{JOINED}}' AND k.is_active IS NULL AND k.metadata IS NULL
+      AND p.status <> 'JOINED' AND p.status = ANY(k.statuses) AND {SEES} AND c.deleted_at IS NULL
+      AND (k.title IS NULL OR strpos(lower(c.title), k.title) > 0)
       AND (NOT k.unread_only OR {UNREAD} > 0)
   ) AS l
-  WHERE last_active_at IS NULL OR (active_at, conversation_id) < (last_active_at, last_id)
-  ORDER BY active_at DESC, conversation_id DESC
+  WHERE k.active_at IS NULL OR (l.active_at, l.conversation_id) < (k.active_at, k.conversation_id)
+  ORDER BY l.active_at DESC, l.conversation_id DESC
   LIMIT (SELECT row_limit FROM k)
 )
 SELECT * FROM (
@@ -94,13 +101,13 @@ SELECT * FROM (
     CROSS JOIN line l
     CROSS JOIN LATERAL (
       SELECT * FROM participants s
-      WHERE s.conversation_id = l.conversation_id AND s.user_id = l.user_id OFFSET 0
+      WHERE s.conversation_id = l.conversation_id AND s.user_id = k.actor_id OFFSET 0
     ) AS p
     CROSS JOIN LATERAL (
       SELECT * FROM conversations s
       WHERE s.id = l.conversation_id OFFSET 0
     ) AS c
-    CROSS JOIN LATERAL (SELECT * FROM users s WHERE s.id = l.user_id OFFSET 0) AS a
+    CROSS JOIN LATERAL (SELECT * FROM users s WHERE s.id = k.actor_id OFFSET 0) AS a
     LEFT JOIN LATERAL (
       SELECT * FROM messages s
       WHERE s.conversation_id = c.id AND s.sequence = greatest(
