@@ -65,11 +65,13 @@ class Pages:
             rows, cut = await self._lookups.page(between, descending=descending)
             read = {row["sequence"]: encoded(row) for row in rows}
             reached = gap[: len(rows)] if cut else gap
-            if list(read) != list(reached):
-                # There are no gaps in a conversation, unless somebody else has torn one.
+            if rows:
+                self._known.keep(view["id"], rows[0]["message_state"], read)
+            if list(read) != list(reached) or rows[0]["message_state"] != view["message_state"]:
+                # What is known goes with it no longer; or somebody else has torn a gap, of which a
+                # conversation has none.
                 rows, more = await self._lookups.page(stretch, descending=descending)
                 return Part.of(rows, more=more, byte_limit=byte_limit)
-            self._known.keep(view["id"], rows[0]["message_state"], read)
             if cut:
                 wanted = wanted[: wanted.index(reached[-1]) + 1]
         items = [(sequence, read.get(sequence) or known[sequence]) for sequence in wanted]

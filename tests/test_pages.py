@@ -14,7 +14,9 @@ from prometheus_client import REGISTRY
 from parley.v1 import message_pb2 as pb
 from service import eras, schema, wire
 from service.embedded import EmbeddedPostgres
+from service.lookups import Lookups
 from service.pages import MAX_MESSAGE_BYTES, KnownMessages
+from service.repositories.messages import Page
 from service.server import Server
 from service.settings import load
 
@@ -177,6 +179,26 @@ async def test_each_change_is_shown(parley: Client, talk: Conversation) -> None:
         await change()
         assert await shown(parley, talk) == expected
         assert await shown(parley, talk) == expected
+
+
+async def test_a_page_is_of_one_moment(
+    parley: Client, talk: Conversation, ada: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at the conversation and the reading of what was not known, something that
+    was known is changed first, and then something that is read.
+    """
+    await shown(parley, talk)
+    await parley.message(talk, ada, "d")
+    read = Lookups.page
+
+    async def read_late(*arguments: Any, **options: Any) -> Page:
+        monkeypatch.undo()
+        await parley.edit(talk, sequence=1, content="A")
+        await parley.edit(talk, sequence=4, content="D")
+        return await read(*arguments, **options)
+
+    monkeypatch.setattr(Lookups, "page", read_late)
+    assert await shown(parley, talk) == ["A'", "b", "c", "D'"]
 
 
 async def test_nobody_is_shown_more_than_its_window(
