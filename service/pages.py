@@ -8,7 +8,7 @@ with the messages, whose statement sees both at the same moment.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from service import paging, wire
@@ -55,7 +55,7 @@ class Pages:
     async def read(self, view: Row, stretch: Stretch, *, descending: bool, byte_limit: int) -> Part:
         """As many messages of the view's stretch as its limits allow."""
         wanted = _sequences(stretch, descending=descending)
-        known = self._known.of(view)
+        known = self._known.of(view["id"], view["message_state"])
         missing = [sequence for sequence in wanted if sequence not in known]
         read: dict[int, bytes] = {}
         if missing:
@@ -80,58 +80,45 @@ class Pages:
 
 
 class KnownMessages:
-    """Messages by conversation and sequence; those of the conversation that was longest not read
-    make room for others.
+    """Messages by sequence, of a conversation in one state; those that were longest not read make
+    room for others. So does a state that is over: nobody asks for it again.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._left = max_bytes
-        # The one that was read last is last.
-        self._conversations: dict[UUID, Known] = {}
+        # What was read last is last.
+        self._known: dict[tuple[UUID, str], dict[int, bytes]] = {}
 
-    def of(self, view: Row) -> Mapping[int, bytes]:
-        """Those of the view's conversation that are as they were when the view was made."""
-        known = self._find(view["id"], view["message_state"])
-        return known.messages if known else {}
+    def of(self, id: UUID, state: str) -> dict[int, bytes]:
+        messages = self._known.pop((id, state), {})
+        if messages:
+            self._known[id, state] = messages
+        return messages
 
     def keep(self, id: UUID, state: str, messages: Mapping[int, bytes]) -> None:
-        """Messages of the conversation as they were in this state."""
-        small = {n: item for n, item in messages.items() if len(item) <= MAX_MESSAGE_BYTES}
-        known = self._find(id, state)
-        if known is None and small:
-            known = self._conversations[id] = Known(state)
-            self._left -= known.size
-        for sequence, item in small.items():
-            if known and sequence not in known.messages:
-                known.messages[sequence] = item
-                known.size += len(item) + MESSAGE_OVERHEAD
-                self._left -= len(item) + MESSAGE_OVERHEAD
+        known = self.of(id, state)
+        new = {
+            sequence: item
+            for sequence, item in messages.items()
+            if sequence not in known and len(item) <= MAX_MESSAGE_BYTES
+        }
+        if new:
+            self._left -= _size(new) + (0 if known else CONVERSATION_OVERHEAD)
+            known.update(new)
+            self._known[id, state] = known
         while self._left < 0:
-            self._left += self._conversations.pop(next(iter(self._conversations))).size
-
-    def _find(self, id: UUID, state: str) -> "Known | None":
-        """What is known of the conversation; what is so in another state is forgotten."""
-        known = self._conversations.pop(id, None)
-        if known and known.state == state:
-            self._conversations[id] = known
-            return known
-        if known:
-            self._left += known.size
-        return None
-
-
-@dataclass(slots=True)
-class Known:
-    """What is known of a conversation in one state: messages by sequence, and what they take."""
-
-    state: str
-    messages: dict[int, bytes] = field(default_factory=dict)
-    size: int = CONVERSATION_OVERHEAD
+            longest = self._known.pop(next(iter(self._known)))
+            self._left += _size(longest) + CONVERSATION_OVERHEAD
 
 
 def encoded(row: Row) -> bytes:
     """The row's message as an item of a response's list."""
     return wire.item(wire.message(row))
+
+
+def _size(messages: Mapping[int, bytes]) -> int:
+    """What they take, without their conversation."""
+    return sum(len(item) + MESSAGE_OVERHEAD for item in messages.values())
 
 
 def _sequences(stretch: Stretch, *, descending: bool) -> range:

@@ -25,55 +25,45 @@ from .make import OBSERVER, Client, Conversation, User, insist
 ONE, TWO, THREE = (UUID(int=number) for number in (1, 2, 3))
 
 
-def view(id: UUID = ONE, state: str = "1") -> dict[str, Any]:
-    return {"id": id, "message_state": state}
-
-
 def test_what_is_known_is_added_to() -> None:
     known = KnownMessages()
 
     known.keep(ONE, "1", {3: b"three"})
     known.keep(ONE, "1", {4: b"four"})
 
-    assert known.of(view()) == {3: b"three", 4: b"four"}
-    assert known.of(view(TWO)) == {}
+    assert known.of(ONE, "1") == {3: b"three", 4: b"four"}
+    assert known.of(TWO, "1") == {}
 
 
-def test_what_is_known_is_forgotten_when_it_may_have_changed() -> None:
+def test_what_was_read_in_one_state_is_not_shown_in_another() -> None:
+    """And whoever is late, and still reads an old one, takes nothing from those who are not."""
     known = KnownMessages()
-    known.keep(ONE, "1", {3: b"three"})
+    known.keep(ONE, "2", {3: b"III"})
+    known.keep(ONE, "1", {3: b"three", 4: b"four"})
 
-    assert known.of(view(state="2")) == {}
-    assert known.of(view()) == {}
-
-
-@pytest.mark.parametrize("late", ["1", "2"])
-def test_what_was_read_in_one_state_is_not_shown_in_another(late: str) -> None:
-    """Whoever looked before a change may have read after it, and the other way round."""
-    known = KnownMessages()
-    known.keep(ONE, "2" if late == "1" else "1", {3: b"three", 4: b"four"})
-    known.keep(ONE, late, {3: b"III"})
-
-    assert known.of(view(state=late)) == {3: b"III"}
+    assert known.of(ONE, "2") == {3: b"III"}
+    assert known.of(ONE, "1") == {3: b"three", 4: b"four"}
+    assert known.of(ONE, "3") == {}
 
 
 def test_the_conversation_that_was_longest_not_read_makes_room() -> None:
     known = KnownMessages(max_bytes=7_000)
     for id in (ONE, TWO):
         known.keep(id, "1", {1: b"x" * 1_800})
-    known.of(view(ONE))
+    known.of(ONE, "1")
     known.keep(THREE, "1", {1: b"x" * 1_800})
 
-    assert [len(known.of(view(id))) for id in (ONE, TWO, THREE)] == [1, 0, 1]
+    assert [len(known.of(id, "1")) for id in (ONE, TWO, THREE)] == [1, 0, 1]
 
 
-def test_room_is_given_back_whenever_something_is_forgotten() -> None:
+def test_states_that_are_over_make_room_for_what_is_read() -> None:
     known = KnownMessages(max_bytes=7_000)
     known.keep(TWO, "1", {1: b"x" * 1_800})
     for number in range(50):
         known.keep(ONE, str(number), {1: b"x" * 1_800})
+        assert known.of(TWO, "1")
 
-    assert known.of(view(TWO))
+    assert [len(known.of(ONE, state)) for state in ("0", "49")] == [0, 1]
 
 
 def test_small_conversations_take_room_too() -> None:
@@ -81,7 +71,7 @@ def test_small_conversations_take_room_too() -> None:
     for number in range(1_000):
         known.keep(UUID(int=number), "1", {1: b"x"})
 
-    assert sum(bool(known.of(view(UUID(int=number)))) for number in range(1_000)) < 100
+    assert sum(bool(known.of(UUID(int=number), "1")) for number in range(1_000)) < 100
 
 
 @pytest.mark.parametrize("more", [0, 1])
@@ -89,7 +79,7 @@ def test_a_large_message_is_not_kept(more: int) -> None:
     known = KnownMessages()
     known.keep(ONE, "1", {1: b"x" * (MAX_MESSAGE_BYTES + more)})
 
-    assert len(known.of(view())) == 1 - more
+    assert len(known.of(ONE, "1")) == 1 - more
 
 
 @pytest.mark.parametrize("size", [0, 90, 10_000, 20_000])
