@@ -6,7 +6,6 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
-import grpc
 import pytest
 import pytest_asyncio
 from prometheus_client import REGISTRY
@@ -17,10 +16,10 @@ from service.embedded import EmbeddedPostgres
 from service.lookups import Lookups
 from service.pages import MAX_MESSAGE_BYTES, KnownMessages
 from service.repositories.messages import Page
-from service.server import Server
-from service.settings import load
 
 from .make import OBSERVER, Client, Conversation, User, insist
+from .test_migrations import connect
+from .test_restore import serving
 
 ONE, TWO, THREE = (UUID(int=number) for number in (1, 2, 3))
 
@@ -222,6 +221,7 @@ async def test_where_somebody_else_tore_a_gap_all_that_is_left_is_shown(
     assert await shown(parley, talk, page_size=1) == ["c"]
 
 
+# In a life of the database in which it was as often changed.
 EDITED_ELSEWHERE = "UPDATE messages SET content = 'other' WHERE conversation_id = $1"
 
 
@@ -270,23 +270,44 @@ async def test_what_was_known_before_the_database_was_started_anew_is_read_again
     own_postgres: EmbeddedPostgres, tmp_path: Path
 ) -> None:
     """As whoever puts older files in its place must: the same era, and the same timeline."""
-    server = Server(load(address="127.0.0.1:0", data_dir=tmp_path / "data"), own_postgres.url)
-    server.bind()
-    await server.start()
-    await server.readiness.ready.wait()
-    async with grpc.aio.insecure_channel(server.address) as channel:
-        assert server.token
-        parley = Client(channel, server.token)
+    async with serving(own_postgres.url, tmp_path / "data") as parley:
         ada = await parley.user("ada")
         talk = await parley.conversation(ada, first="a")
         assert await shown(parley, talk) == ["a"]
 
         await own_postgres.stop()
         await own_postgres.start()
-        dsn = own_postgres.url.replace("postgresql+asyncpg", "postgresql")
-        database = await asyncpg.connect(dsn)
+        database = await connect(own_postgres.url)
         await database.execute(EDITED_ELSEWHERE, talk.id)
         await database.close()
 
         assert await insist(lambda: shown(parley, talk)) == ["other"]
-    await server.stop()
+
+
+@pytest.mark.slow
+async def test_what_was_known_of_another_copy_of_the_database_is_read_again(
+    postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    """Put in its place, under its name: the same server, the same era, the same tables."""
+    superuser = await connect(postgres.url.replace("parley@/parley?", "postgres@/postgres?"))
+    await superuser.execute("CREATE DATABASE served OWNER parley")
+    url = postgres.url.replace("/parley?", "/served?")
+    await schema.migrate(url)
+    async with serving(url, tmp_path) as parley:
+        talk = await parley.conversation(await parley.user("ada"), first="a")
+        assert await shown(parley, talk) == ["a"]
+
+        await superuser.execute("ALTER DATABASE served ALLOW_CONNECTIONS false")
+        await superuser.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = 'served'"
+        )
+        await superuser.execute("CREATE DATABASE copied TEMPLATE served OWNER parley")
+        database = await connect(postgres.url.replace("/parley?", "/copied?"))
+        await database.execute(EDITED_ELSEWHERE, talk.id)
+        await database.close()
+        await superuser.execute("DROP DATABASE served")
+        await superuser.execute("ALTER DATABASE copied RENAME TO served")
+
+        assert await insist(lambda: shown(parley, talk)) == ["other"]
+    await superuser.execute("DROP DATABASE served WITH (FORCE)")
+    await superuser.close()

@@ -43,11 +43,13 @@ least(1000, greatest(0, {END} - {UNREAD_FROM} + 1)
 """
 
 # Two that are the same have nothing but new messages between them. Counters mean something in one
-# table only, and in one life of it: a database that has gone back in time was restored, was started
-# anew, or has recovered from a crash, at which its statistics begin anew.
+# table only (no two databases and no two tables have the same file), and in one life of it: a
+# database that has gone back in time was restored, was started anew, or has recovered from a crash,
+# at which its statistics begin anew.
 MESSAGE_STATE = """
-(c.message_changes || '/' || 'conversations'::regclass::oid || '/'
- || (SELECT max(era) || '/' || pg_postmaster_start_time() || '/'
+(c.message_changes || '/'
+ || (SELECT pg_relation_filepath('conversations') || '/' || max(era) || '/'
+            || pg_postmaster_start_time() || '/'
             || pg_stat_get_checkpointer_stat_reset_time() FROM eras))
 """
 
