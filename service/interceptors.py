@@ -52,6 +52,8 @@ MAX_ATTEMPTS = 3
 # While draining: so long nobody must have called, and so long that is waited for at most.
 QUIET_SECONDS = 0.05
 QUIET_LIMIT_SECONDS = 1.0
+# How long after its end a call is logged and counted: by then the database has the next one.
+NOTE_SECONDS = 0.002
 # How long a request may have been on its way.
 JOURNEY_SECONDS = 0.05
 # For how long a stream's client may read nothing, and after how long it must show its credentials.
@@ -204,6 +206,8 @@ class Interceptors:
         self._streams: set[asyncio.Task[None]] = set()
         self._draining = False
         self._refused_at = 0.0
+        # Calls that have ended, of which nothing was told yet.
+        self._ended: list[tuple[Record, MethodMetrics, float]] = []
 
     @property
     def is_busy(self) -> bool:
@@ -233,6 +237,7 @@ class Interceptors:
             _, late = await asyncio.wait(self._running, timeout=seconds)
             if late:
                 log.warning("calls_cut_off", count=len(late))
+        self._tell()
 
     def service(self, descriptor: ServiceDescriptor, servicer: object | None) -> Handlers:
         """Handlers for each method of a service, those that the servicer lacks included."""
@@ -259,7 +264,9 @@ class Interceptors:
 
         # grpc asks what it is given whether it is a coroutine function, and believes it.
         async def unary(raw: bytes, context: Context) -> bytes:
-            return await self._unary(method, raw, context)
+            work = Work({"method": method.name})
+            doing = self._outlive(work, method, raw, context)
+            return await self._around(work.record, method.metrics, context, doing)
 
         async def stream(raw: bytes, context: Context) -> None:
             record: Record = {"method": method.name}
@@ -277,12 +284,6 @@ class Interceptors:
         if descriptor.server_streaming:
             return grpc.unary_stream_rpc_method_handler(_released(stream_not_served))
         return grpc.unary_unary_rpc_method_handler(_released(unary))
-
-    async def _unary(self, method: Method, raw: bytes, context: Context) -> bytes:
-        work = Work({"method": method.name})
-        return await self._around(
-            work.record, method.metrics, context, self._outlive(work, method, raw, context)
-        )
 
     async def _outlive(self, work: Work, method: Method, raw: bytes, context: Context) -> bytes:
         """Do the work in a task of its own, which a client's cancel does not reach.
@@ -465,15 +466,22 @@ class Interceptors:
             await _abort(context, error)
             raise
         finally:
-            seconds = time.perf_counter() - started
-            # Nobody who waits for the answer waits for that.
-            asyncio.get_running_loop().call_soon(_tell, record, metrics, seconds)
+            self._note(record, metrics, time.perf_counter() - started)
 
+    def _note(self, record: Record, metrics: MethodMetrics, seconds: float) -> None:
+        """Log and count it, once nobody waits for that: neither for this answer, nor for the next
+        one, for which a lone caller asks as soon as it has this one.
+        """
+        if not self._ended:
+            asyncio.get_running_loop().call_later(NOTE_SECONDS, self._tell)
+        self._ended.append((record, metrics, seconds))
 
-def _tell(record: Record, metrics: MethodMetrics, seconds: float) -> None:
-    record["ms"] = round(seconds * 1000, 2)
-    metrics.ended(str(record.get("code", "UNKNOWN")), seconds)
-    log.info("call", **record)
+    def _tell(self) -> None:
+        ended, self._ended = self._ended, []
+        for record, metrics, seconds in ended:
+            record["ms"] = round(seconds * 1000, 2)
+            metrics.ended(str(record.get("code", "UNKNOWN")), seconds)
+            log.info("call", **record)
 
 
 def _audited(method: MethodDescriptor) -> tuple[str, ...]:

@@ -37,6 +37,14 @@ def lines() -> Iterator[Lines]:
         yield captured
 
 
+async def told_of(method: str, lines: Lines, *, count: int) -> Lines:
+    """The lines of a method's calls, which are written after they are answered."""
+    async with asyncio.timeout(5):
+        while len(told := [line for line in lines if line.get("method") == method]) < count:
+            await asyncio.sleep(0.01)
+    return told
+
+
 class Odd:
     """A servicer that does with a message what its content says."""
 
@@ -251,9 +259,7 @@ async def test_a_write_goes_on_when_its_client_has_gone(
         assert (await failure(call)).code == "DEADLINE_EXCEEDED"
     assert time.monotonic() - started < 0.3
     # The server's line comes while the write still waits for the row.
-    async with asyncio.timeout(5):
-        while not [line for line in lines if line.get("method") == SEND[1:]]:
-            await asyncio.sleep(0.01)
+    await told_of(SEND[1:], lines, count=1)
     await held.rollback()
 
     while not (messages := await parley.all_messages(talk)):
@@ -336,8 +342,8 @@ async def test_a_stream_of_the_contract_that_is_not_served_says_so(
     assert (refused.code, refused.reason) == ("UNIMPLEMENTED", "NOT_IMPLEMENTED")
     assert refused.known == {"method": name.replace("/", ".")}
     assert unknown.code == "UNAUTHENTICATED"
-    codes = [line["code"] for line in lines if line.get("method") == name]
-    assert codes == ["UNIMPLEMENTED", "UNAUTHENTICATED"]
+    told = await told_of(name, lines, count=2)
+    assert [line["code"] for line in told] == ["UNIMPLEMENTED", "UNAUTHENTICATED"]
 
 
 async def test_health_is_told_without_credentials(
@@ -419,14 +425,10 @@ async def test_reflection_finds_services_methods_and_types_by_name(
 async def test_a_call_is_one_line_that_says_who_did_what_and_how_it_went(
     parley: Client, ada: User, talk: Conversation, lines: Lines
 ) -> None:
-    del lines[:]
-
     await _sending(parley.acting_as(ada), ada, talk, "hello")
     await failure(_sending(parley.acting_as(ada), ada, Conversation(id="nonsense!"), "hello"))
 
-    while len(lines) < 2:  # it is written once the answer is on its way
-        await asyncio.sleep(0.01)
-    done, refused = lines
+    done, refused = await told_of(SEND[1:], lines, count=2)
     assert float(done.pop("ms")) > 0
     assert (
         done.items()
