@@ -7,7 +7,7 @@ already begun, so what it is told was true after it asked.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -31,10 +31,10 @@ class Batcher(Generic[Item, Outcome]):
 
     An outcome that is an exception is raised to its own caller alone. If `run` itself raises
     for reasons that may lie in one item, each item is run again alone, so that only a poisoned one
-    fails. A batch ends at `max_items`, or before its weights (by `weigh`) pass `max_weight`. It
-    begins once `enough` items wait, and takes half of those that wait if they are more: while it
-    runs, the others are read and answered. At most `concurrency` batches run at once. Under a name
-    their sizes are shown as metrics.
+    fails. A batch ends at `max_items`, or before its weights (by `weigh`) pass `max_weight`; its
+    items are `alike`, which says the same of each. It begins once `enough` items wait, and takes
+    half of those that wait if they are more: while it runs, the others are read and answered. At
+    most `concurrency` batches run at once. Under a name their sizes are shown as metrics.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Batcher(Generic[Item, Outcome]):
         enough: int | None = None,
         weigh: Callable[[Item], int] = lambda _: 0,
         max_weight: int = 1,
+        alike: Callable[[Item], Hashable] = lambda _: None,
         concurrency: int = 1,
         name: str = "",
     ) -> None:
@@ -54,6 +55,7 @@ class Batcher(Generic[Item, Outcome]):
         self._enough = enough or max_items
         self._weigh = weigh
         self._max_weight = max_weight
+        self._alike = alike
         self._free = concurrency
         # How many batches of one there were since the last larger one.
         self._lone = 0
@@ -125,6 +127,7 @@ class Batcher(Generic[Item, Outcome]):
 
     def _next(self) -> list["Waiting[Item, Outcome]"]:
         batch: list[Waiting[Item, Outcome]] = []
+        others: list[Waiting[Item, Outcome]] = []
         weight = 0
         most = min(self._max_items, max(self._enough, len(self._waiting) // 2))
         while self._waiting and len(batch) < most:
@@ -132,10 +135,14 @@ class Batcher(Generic[Item, Outcome]):
             if waiting.is_over():
                 self._waiting.popleft()
                 continue
+            if batch and self._alike(waiting.item) != self._alike(batch[0].item):
+                others.append(self._waiting.popleft())
+                continue
             weight += self._weigh(waiting.item)
             if batch and weight > self._max_weight:
                 break
             batch.append(self._waiting.popleft())
+        self._waiting.extendleft(reversed(others))
         return batch
 
     async def _settle(self, batch: list["Waiting[Item, Outcome]"]) -> None:

@@ -35,6 +35,8 @@ ENVELOPE_BYTES = 64
 UNKNOWN = float("inf")
 # How many events are looked through for how many users.
 MIN_SCANNED, MAX_FACTS = 100, 20_000
+# How many may share a reading: all the watches there are.
+MAX_SHARED = 2_000
 
 Person = tuple[UUID, UUID | None]
 
@@ -77,10 +79,11 @@ class Follower:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        # A page of history is heavy: two at a time, so that connections are left for others.
-        self._history = Batcher(self._read, max_items=1, concurrency=2)
+        # A page of history is heavy: two at a time, so that connections are left for others. Those
+        # who stand at the same place share one: 200 were told of 500 messages in 4 s, one by one.
+        self._history = Batcher(self._read, max_items=MAX_SHARED, alike=_stand, concurrency=2)
         # What is new is little, and the same for many.
-        self._news = Batcher(self._read, max_items=2_000)
+        self._news = Batcher(self._read, max_items=MAX_SHARED)
         # Many come back at once, to the same conversations.
         self._heads = Batcher(self._find_heads)
 
@@ -90,7 +93,11 @@ class Follower:
 
     async def read(self, ask: Ask) -> Page:
         """The next page; raises for who may not see any more."""
-        return await self._history.submit(ask)
+        while True:
+            page = await self._history.submit(ask)
+            # Others, who see something else there, may have left no room for any of it.
+            if page.caught_up or page.place != ask.place:
+                return page
 
     async def read_new(self, ask: Ask) -> Page:
         """The same, for one of many who stand at the end of the log."""
@@ -236,6 +243,11 @@ async def _within_reach(
             end = Place.of(facts[-1]) if facts else ask.place
             reached.append(Stretch(facts, end, is_last=False))
     return reached
+
+
+def _stand(ask: Ask) -> Hashable:
+    """Where the ask's reader stands, and how far it wants to go."""
+    return ask.subject, ask.place, ask.limit, ask.byte_limit
 
 
 def _sight(ask: Ask, views: Views) -> Hashable:

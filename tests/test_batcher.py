@@ -158,6 +158,16 @@ async def test_a_batch_ends_before_it_weighs_more_than_it_may() -> None:
     assert work.batches == [["aa", "bb"], ["c"], ["dddddd"], ["e"]]
 
 
+async def test_a_batch_holds_only_what_is_alike_and_the_others_keep_their_order() -> None:
+    work = Work()
+    batcher = Batcher(work, alike=str.lower)
+
+    outcomes = await settled(submitting(batcher, "a", "b", "A", "c", "B", "a"))
+
+    assert outcomes == list("ABACBA")
+    assert work.batches == [["a", "A", "a"], ["b", "B"], ["c"]]
+
+
 async def test_an_outcome_that_is_an_error_is_raised_to_its_own_caller_alone() -> None:
     error = ValueError("b")
     work = Work(b=error)

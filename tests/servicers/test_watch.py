@@ -15,7 +15,7 @@ import structlog
 from prometheus_client import REGISTRY
 
 from parley.v1 import message_pb2
-from service import doorbell, interceptors, watching
+from service import doorbell, following, interceptors, watching
 from service.embedded import EmbeddedPostgres
 from service.server import Server
 from service.settings import load
@@ -418,6 +418,65 @@ async def test_a_call_of_five_hundred_messages_comes_as_one(
         response = await watcher.next()
 
     assert (len(response.events), response.incomplete) == (500, False)
+
+
+async def test_a_large_call_is_read_once_for_all_who_watch(
+    parley: Client, ada: User, talk: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each read it for itself, two at a time: the last of 200 was told after seven seconds."""
+    readings = 0
+    tell = following._tell
+
+    async def counted(*arguments: Any) -> Any:
+        nonlocal readings
+        readings += 1
+        return await tell(*arguments)
+
+    batch = [message_pb2.NewMessage(sender_id=ada.id, role=USER, content="x") for _ in range(500)]
+    request = message_pb2.BatchSendMessagesRequest(conversation_id=talk.id, messages=batch)
+    async with AsyncExitStack() as open_watches:
+        watchers = [
+            await open_watches.enter_async_context(watch(parley, conversation_id=talk.id))
+            for _ in range(30)
+        ]
+        for each in watchers:
+            await each.next()
+        monkeypatch.setattr(following, "_tell", counted)
+        await parley.messages.BatchSendMessages(request)
+        for each in watchers:
+            await each.next()
+
+    assert [len(each.events) for each in watchers] == [500] * 30
+    assert readings < 10
+
+
+async def test_who_sees_something_else_at_the_same_place_leaves_room_for_the_others(
+    parley: Client, ada: User, talk: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell = following._tell
+
+    async def slowly(*arguments: Any) -> Any:
+        await asyncio.sleep(0.2)
+        return await tell(*arguments)
+
+    dan = await parley.user("dan")
+    await parley.add(talk, dan, invited_by_user_id=ada.id, hide_history=True)
+    readers = [parley, parley.acting_as(dan)]
+    starts = [await each.list_events(conversation_id=talk.id) for each in readers]
+    for _ in range(5):
+        await parley.message(talk, ada, "x" * 900)
+    monkeypatch.setattr(following, "MAX_RESPONSE_BYTES", 1_000)
+    monkeypatch.setattr(following, "_tell", slowly)
+    reading = []
+    for _ in range(3):
+        # All but the first of each come while those are read for, and are read for together.
+        reading += [
+            each.list_events(conversation_id=talk.id, resume_cursor=start.cursor)
+            for each, start in zip(readers, starts, strict=True)
+        ]
+        await asyncio.sleep(0.05)
+
+    assert all(page.events for page in await asyncio.gather(*reading))
 
 
 # Limits and ends
