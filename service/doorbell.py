@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import structlog
 
-from service.driver import line
+from service.driver import driver_url, line
 from service.errors import Unavailable
 
 log = structlog.get_logger()
@@ -32,7 +32,7 @@ MAX_LOCKS = 1_000
 
 class Doorbell:
     def __init__(self, url: str) -> None:
-        self._url = url
+        self._url = driver_url(url, "PARLEY_LISTEN_URL")
         self._rung = asyncio.Event()
         # There is something to tell the others.
         self._due = asyncio.Event()

@@ -72,20 +72,22 @@ URL_PARAMETERS = {
 }
 
 
-def driver_url(url: str) -> str:
-    """SQLAlchemy's spelling of a PostgreSQL URL; raises ConfigurationError for any other."""
+def driver_url(url: str, setting: str = "PARLEY_DATABASE_URL") -> str:
+    """SQLAlchemy's spelling of a PostgreSQL URL; raises ConfigurationError for any other, by the
+    name of the setting.
+    """
     try:
         parsed = make_url(url)
     except (exc.ArgumentError, ValueError):
         parsed = None
     if parsed is None or parsed.drivername not in ("postgres", "postgresql", "postgresql+asyncpg"):
         raise ConfigurationError(
-            "PARLEY_DATABASE_URL: it must be postgresql://USER:PASSWORD@HOST:PORT/DATABASE, "
+            f"{setting}: it must be postgresql://USER:PASSWORD@HOST:PORT/DATABASE, "
             "with what is not a letter or a digit in USER and PASSWORD percent-encoded."
         )
     unknown = ", ".join(sorted(set(parsed.query) - set(URL_PARAMETERS)))
     if unknown:
-        raise ConfigurationError(f"PARLEY_DATABASE_URL: there is no parameter {unknown}.")
+        raise ConfigurationError(f"{setting}: there is no parameter {unknown}.")
     query = {URL_PARAMETERS[name]: value for name, value in parsed.query.items()}
     parsed = parsed.set(drivername="postgresql+asyncpg", query=query)
     return parsed.render_as_string(hide_password=False)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from service.doorbell import Doorbell
 from service.driver import driver_url
 from service.settings import ConfigurationError, load, require_private
 
@@ -94,6 +95,13 @@ def test_the_database_url_with_its_password_is_in_no_repr() -> None:
 )
 def test_a_database_url_as_others_spell_it_is_understood(url: str, spelled: str) -> None:
     assert driver_url(url) == spelled
+
+
+def test_an_address_to_listen_at_is_looked_at_before_the_start_too() -> None:
+    with pytest.raises(ConfigurationError, match=r"^PARLEY_LISTEN_URL: ") as refused:
+        Doorbell("mysql://parley:hunter2@db/parley")
+
+    assert "hunter2" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
