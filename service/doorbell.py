@@ -10,11 +10,13 @@ import asyncio
 import time
 from collections.abc import Collection
 from contextlib import suppress
+from typing import Any
 
 import structlog
 
 from service.driver import driver_url, line
 from service.errors import Unavailable
+from service.logs import reason_of
 
 log = structlog.get_logger()
 
@@ -22,7 +24,10 @@ CHANNEL = "parley"
 # The first ring goes at once, those that follow it go together: each costs PostgreSQL a commit, and
 # every process a look. At 5 ms it made each of many sends, one after the other, 0.2 ms longer.
 GATHER_SECONDS = 0.02
+# Between the beginnings of two connections: one that has held is made anew at once.
 RECONNECT_SECONDS = 1.0
+# For the last ring, when the server stops.
+LAST_SECONDS = 0.25
 # What somebody says who waits, how often, and for how long that holds: one may be lost, or two.
 ASK = "ask"
 ASK_SECONDS, ASKED_SECONDS = 1.0, 3.5
@@ -30,20 +35,42 @@ ASK_SECONDS, ASKED_SECONDS = 1.0, 3.5
 MAX_LOCKS = 1_000
 
 
+class Rung:
+    """Whether something has happened since somebody looked, and where; None is everywhere."""
+
+    def __init__(self) -> None:
+        self.event = asyncio.Event()
+        self._where: set[int] | None = set()
+
+    def add(self, where: Collection[int] | None) -> None:
+        if where is None or self._where is None:
+            self._where = None
+        else:
+            self._where.update(where)
+            if len(self._where) > MAX_LOCKS:
+                self._where = None
+        self.event.set()
+
+    def take(self) -> set[int] | None:
+        where, self._where = self._where, set()
+        self.event.clear()
+        return where
+
+
 class Doorbell:
     def __init__(self, url: str) -> None:
         self._url = driver_url(url, "PARLEY_LISTEN_URL")
-        self._rung = asyncio.Event()
-        # There is something to tell the others.
+        # What those here have not looked at yet, and what the others have not been told.
+        self._here, self._owed = Rung(), Rung()
+        # There is something to say to the others.
         self._due = asyncio.Event()
-        self._owes_ring = False
         self._is_listening = False
         # When the others are to be asked again, and until when they have asked.
         self._ask_at = self._asked_until = 0.0
+        # Whether the others were heard, when that was last logged.
+        self._hears = True
         # How often it rang.
         self.rings = 0
-        # Where something may have happened since somebody looked; None is everywhere.
-        self._where: set[int] | None = set()
 
     def ring(self, locks: Collection[int]) -> None:
         """Something was committed here under these locks: wake who waits, here and soon elsewhere.
@@ -51,10 +78,9 @@ class Doorbell:
         A hint: that of a transaction that took none leads to no conversation.
         """
         self.rings += 1
-        self.nudge(*locks)
+        self._here.add(locks)
         if time.monotonic() < self._asked_until:
-            self._owes_ring = True
-            self._due.set()
+            self._owe(locks)
 
     def listen(self, on: bool) -> None:
         """Whether somebody here waits for what others commit."""
@@ -64,11 +90,7 @@ class Doorbell:
 
     def nudge(self, *locks: int) -> None:
         """Let those here look once more at what these are the locks of."""
-        if self._where is not None:
-            self._where.update(locks)
-            if len(self._where) > MAX_LOCKS:
-                self._where = None
-        self._rung.set()
+        self._here.add(locks)
 
     async def wait(self, seconds: float) -> set[int] | None:
         """Return when it rings, or has rung since the last time, with the locks under which
@@ -76,54 +98,89 @@ class Doorbell:
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._rung.wait()
-        where = self._where if self._rung.is_set() else None
-        self._where = set()
-        self._rung.clear()
-        return where
+                await self._here.event.wait()
+        return self._here.take() if self._here.event.is_set() else None
 
-    def _hear(self) -> None:
-        """Somebody else has committed something."""
-        self.rings += 1
-        self._where = None
-        self._rung.set()
+    def _owe(self, where: Collection[int] | None) -> None:
+        self._owed.add(where)
+        self._due.set()
+
+    def _hear(self, payload: str) -> None:
+        """What somebody else says."""
+        if payload == ASK:
+            self._heed()
+        else:
+            self.rings += 1
+            self._here.add(None)
+
+    def _heed(self) -> None:
+        """Somebody else waits, and may have begun to before it was heard: that is one ring."""
+        now = time.monotonic()
+        if now >= self._asked_until:
+            self._owe(None)
+        self._asked_until = now + ASKED_SECONDS
 
     async def run(self) -> None:
         """Carry rings between the processes, whenever the database is there."""
         while True:
+            started = time.monotonic()
             try:
                 await self._carry()
-            except Unavailable:
-                pass
+            except Unavailable as error:
+                self._tell(reason_of(error))
             except Exception:
                 log.exception("defect")
-            await asyncio.sleep(RECONNECT_SECONDS)
+            await asyncio.sleep(started + RECONNECT_SECONDS - time.monotonic())
 
     async def _carry(self) -> None:
         async with line(self._url) as driver:
             own = driver.get_server_pid()
 
             def hear(_connection: object, pid: int, _channel: str, payload: str) -> None:
-                if pid == own:
-                    return
-                if payload == ASK:
-                    self._asked_until = time.monotonic() + ASKED_SECONDS
-                else:
-                    self._hear()
+                if pid != own:
+                    self._hear(payload)
 
             await driver.add_listener(CHANNEL, hear)
-            # Then a new connection is made, which asks anew.
+            # Then to say something fails, and a new connection is made.
             driver.add_termination_listener(lambda _: self._due.set())
-            self._ask_at = 0.0
-            while not driver.is_closed():
-                if self._is_listening and time.monotonic() >= self._ask_at:
-                    self._ask_at = time.monotonic() + ASK_SECONDS
-                    await driver.execute(f"NOTIFY {CHANNEL}, '{ASK}'")
-                if self._owes_ring:
-                    self._owes_ring = False
-                    await driver.execute(f"NOTIFY {CHANNEL}")
-                await asyncio.sleep(GATHER_SECONDS)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(ASK_SECONDS if self._is_listening else None):
-                        await self._due.wait()
-                self._due.clear()
+            self._tell(None)
+            # Who asked meanwhile was not heard, and who was asked before may be another one.
+            self._ask_at = self._asked_until = 0.0
+            self._heed()
+            try:
+                while True:
+                    await self._say(driver)
+                    await asyncio.sleep(GATHER_SECONDS)
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(self._pause()):
+                            await self._due.wait()
+                    self._due.clear()
+            except asyncio.CancelledError:
+                # What was committed last is said by nobody else.
+                if self._owed.event.is_set():
+                    with suppress(Exception):
+                        async with asyncio.timeout(LAST_SECONDS):
+                            await self._say(driver)
+                raise
+
+    async def _say(self, driver: Any) -> None:
+        """What is due, or something: whether a line is dead shows when nothing is answered."""
+        said = []
+        if self._is_listening and time.monotonic() >= self._ask_at:
+            self._ask_at = time.monotonic() + ASK_SECONDS
+            said.append(f"NOTIFY {CHANNEL}, '{ASK}'")
+        if self._owed.event.is_set():
+            self._owed.take()
+            said.append(f"NOTIFY {CHANNEL}")
+        await driver.execute("; ".join(said) or "SELECT 1")
+
+    def _pause(self) -> float:
+        """For how long there is nothing to say, unless something happens."""
+        return self._ask_at - time.monotonic() if self._is_listening else ASK_SECONDS
+
+    def _tell(self, reason: str | None) -> None:
+        """Log once that the others are not heard, and once that they are again."""
+        hears = reason is None
+        if hears != self._hears:
+            log.info("listening") if hears else log.warning("not_listening", reason=reason)
+            self._hears = hears

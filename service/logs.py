@@ -66,6 +66,12 @@ def text_of(error: BaseException) -> str:
     return str(error).partition("\n")[0]
 
 
+def reason_of(error: Exception) -> str:
+    """The same of what caused it, and what that is."""
+    cause = error.__cause__ or error
+    return f"{type(cause).__name__}: {text_of(cause)}"
+
+
 def _is_database(error: BaseException) -> bool:
     return type(error).__module__.startswith(("asyncpg", "sqlalchemy"))
 

@@ -13,7 +13,7 @@ import grpc
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service.logs import text_of
+from service.logs import reason_of
 from service.metrics import HORIZON_AGE
 from service.rules.feed import Horizon
 from service.schema import fits, needed_revision
@@ -130,7 +130,7 @@ class Readiness:
             self._failed_pings += 1
             if self._failed_pings >= FAILED_PINGS:
                 self._store.reachable = False
-                self._tell(f"the database cannot be reached: {_told(error)}")
+                self._tell(f"the database cannot be reached: {reason_of(error)}")
             return
         self._failed_pings = 0
         self._store.writable = condition.writable
@@ -149,7 +149,7 @@ class Readiness:
                 await self._prepare()
                 self._prepared = True
         except Exception as error:  # as above
-            return f"the database cannot be prepared: {_told(error)}"
+            return f"the database cannot be prepared: {reason_of(error)}"
         return unfit
 
     async def _enter(self, cluster: str) -> None:
@@ -181,8 +181,3 @@ def _unfitness(condition: Condition) -> str | None:
     if not condition.writable:
         return "the database takes no writes: it is a standby, or read-only by default"
     return None
-
-
-def _told(error: Exception) -> str:
-    cause = error.__cause__ or error
-    return f"{type(cause).__name__}: {text_of(cause)}"

@@ -75,6 +75,11 @@ class Proxy:
         for link in list(self._links):
             link.cut()
 
+    def silence(self) -> None:
+        """Swallow what is said on the connections that there are, and leave them open."""
+        for link in self._links:
+            link.silence()
+
     async def happen(self) -> None:
         try:
             await self.meanwhile()
@@ -114,6 +119,9 @@ class Link:
         self._to_client.transport.abort()
         self._to_server.transport.abort()
         self._over.set()
+
+    def silence(self) -> None:
+        self._fault = Fault.SWALLOWED_BEFORE
 
     async def run(self) -> None:
         ways = [asyncio.create_task(self._ask()), asyncio.create_task(self._answer())]

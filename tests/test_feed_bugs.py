@@ -152,7 +152,7 @@ def ring_before_commit(patch: pytest.MonkeyPatch) -> None:
         if mark:
             # Where it is to be looked, only what comes after COMMIT knows: everywhere.
             ring(())
-            ring.__self__._hear()
+            ring.__self__._hear("")
         await commit(self, pooled, mark)
 
     patch.setattr(Store, "_commit", ring_and_commit)
