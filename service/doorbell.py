@@ -1,9 +1,9 @@
 """The doorbell: somebody has committed something, here or in another process.
 
-It says where at the most, and a ring may be lost: whoever waits looks from time to time anyway.
-Processes hear each other by NOTIFY, sent every 20 milliseconds at most, on a connection of its own
-and outside any transaction that writes: inside one it takes a lock of the whole cluster. They ring
-for those who have asked for it lately: most of the time nobody waits, or nobody elsewhere.
+It says where as far as it knows, and a ring may be lost: whoever waits looks from time to time
+anyway. Processes hear each other by NOTIFY, sent every 20 milliseconds at most, on a connection of
+its own and outside any transaction that writes: inside one it takes a lock of the whole cluster.
+They ring for those who have asked for it lately: most of the time nobody waits, or not elsewhere.
 """
 
 import asyncio
@@ -31,6 +31,10 @@ LAST_SECONDS = 0.25
 # What somebody says who waits, how often, and for how long that holds: one may be lost, or two.
 ASK = "ask"
 ASK_SECONDS, ASKED_SECONDS = 1.0, 3.5
+# What a ring begins with that says where. Any other payload means everywhere, as it did always.
+AT = "at"
+# PostgreSQL takes less than 8,000.
+MAX_PAYLOAD_BYTES = 7_900
 # Who has more to look at looks everywhere.
 MAX_LOCKS = 1_000
 
@@ -111,7 +115,7 @@ class Doorbell:
             self._heed()
         else:
             self.rings += 1
-            self._here.add(None)
+            self._here.add(_where_of(payload))
 
     def _heed(self) -> None:
         """Somebody else waits, and may have begun to before it was heard: that is one ring."""
@@ -170,8 +174,7 @@ class Doorbell:
             self._ask_at = time.monotonic() + ASK_SECONDS
             said.append(f"NOTIFY {CHANNEL}, '{ASK}'")
         if self._owed.event.is_set():
-            self._owed.take()
-            said.append(f"NOTIFY {CHANNEL}")
+            said.append(f"NOTIFY {CHANNEL}, '{_payload_of(self._owed.take())}'")
         await driver.execute("; ".join(said) or "SELECT 1")
 
     def _pause(self) -> float:
@@ -184,3 +187,17 @@ class Doorbell:
         if hears != self._hears:
             log.info("listening") if hears else log.warning("not_listening", reason=reason)
             self._hears = hears
+
+
+def _payload_of(where: set[int] | None) -> str:
+    """What a ring says: where, if it fits."""
+    said = " ".join([AT, *map(str, where)]) if where is not None else ""
+    return said if len(said) <= MAX_PAYLOAD_BYTES else ""
+
+
+def _where_of(payload: str) -> set[int] | None:
+    """What a ring says, of whichever version."""
+    if payload.startswith(AT):
+        with suppress(ValueError):
+            return set(map(int, payload.removeprefix(AT).split()))
+    return None

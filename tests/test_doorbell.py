@@ -14,7 +14,7 @@ import pytest_asyncio
 import structlog
 
 from service import doorbell, driver
-from service.doorbell import ASK, Doorbell
+from service.doorbell import ASK, MAX_LOCKS, Doorbell
 from service.embedded import EmbeddedPostgres
 
 from .proxy import proxy
@@ -89,6 +89,44 @@ async def until(is_so: Callable[[], Awaitable[bool]], seconds: float = 5) -> Non
             await asyncio.sleep(0.01)
 
 
+async def test_a_ring_says_where_in_so_far_as_it_fits(
+    postgres: EmbeddedPostgres, stranger: Stranger
+) -> None:
+    async with process(postgres.url) as one, process(postgres.url) as other:
+        for _ in range(2):
+            await stranger.hears("")
+        await other.wait(0.1)
+        told = []
+        for locks in ({5, -(1 << 63)}, set(), range(MAX_LOCKS), range(MAX_LOCKS + 1)):
+            one.ring(set(locks))
+            told.append(await other.wait(3))
+
+    assert told == [{5, -(1 << 63)}, set(), set(range(MAX_LOCKS)), None]
+
+
+async def test_a_ring_too_long_to_be_told_means_everywhere(
+    postgres: EmbeddedPostgres, stranger: Stranger, lines: list[Any]
+) -> None:
+    async with process(postgres.url) as bell:
+        await stranger.hears("")
+        bell.ring(range(1 << 62, (1 << 62) + MAX_LOCKS))
+        await stranger.hears("")
+
+    assert lines == []
+
+
+@pytest.mark.parametrize("payload", ["", "at 1 x", "something of a later version"])
+async def test_what_another_version_rings_means_everywhere(
+    postgres: EmbeddedPostgres, stranger: Stranger, payload: str
+) -> None:
+    async with process(postgres.url) as bell:
+        await stranger.hears("")
+        await stranger.say(payload)
+
+        assert await bell.wait(3) is None
+        assert bell.rings == 1
+
+
 async def test_who_waits_asks_as_often_whatever_else_is_said(
     postgres: EmbeddedPostgres, stranger: Stranger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +166,7 @@ async def test_who_has_just_come_rings_without_having_been_asked_and_then_no_mor
     async with process(postgres.url) as bell:
         await stranger.hears("")
         bell.ring({7})
-        await stranger.hears("")
+        await stranger.hears("at 7")
         await asyncio.sleep(0.5)
         bell.ring({8})
 
@@ -217,9 +255,9 @@ async def test_what_was_committed_last_is_rung_for_at_a_stop(
         await stranger.hears("")
         await asyncio.sleep(0.1)
         bell.ring({1})
-        await stranger.hears("")
+        await stranger.hears("at 1")
         bell.ring({2})
-    await stranger.hears("")
+    await stranger.hears("at 2")
 
 
 async def test_a_stop_waits_for_no_database_that_says_nothing(

@@ -2,10 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import grpc
@@ -17,6 +19,7 @@ from prometheus_client import REGISTRY
 from parley.v1 import message_pb2
 from service import doorbell, following, interceptors, watching
 from service.embedded import EmbeddedPostgres
+from service.ids import lock_of
 from service.server import Server
 from service.settings import load
 
@@ -168,13 +171,14 @@ async def test_it_is_told_within_milliseconds(
     assert sorted(took)[10] < watching.POLL_SECONDS / 2, took
 
 
+@each_scope
 async def test_what_another_process_commits_is_told_as_soon(
-    parley: Client, ada: User, talk: Conversation, beside: Server
+    parley: Client, ada: User, talk: Conversation, beside: Server, name: str
 ) -> None:
     took = []
     async with (
         grpc.aio.insecure_channel(beside.address) as channel,
-        watch(Client(channel, parley.token), conversation_id=talk.id) as watcher,
+        watch(Client(channel, parley.token), **scope(name, talk, ada)) as watcher,
     ):
         await watcher.next()
         for n in range(20):
@@ -184,6 +188,39 @@ async def test_what_another_process_commits_is_told_as_soon(
             took.append(time.monotonic() - started)
 
     assert sorted(took)[10] < watching.POLL_SECONDS / 2, took
+
+
+async def test_what_another_process_commits_lets_nobody_look_elsewhere(
+    parley: Client, ada: User, talk: Conversation, beside: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = await parley.conversation(ada)
+    looked: Counter[object] = Counter()
+    news = beside.watching._follower.news
+
+    async def noted(asks: Sequence[following.Ask]) -> Any:
+        looked.update(str(ask.subject.conversation_id) for ask in asks)
+        return await news(asks)
+
+    monkeypatch.setattr(beside.watching._follower, "news", noted)
+    async with (
+        grpc.aio.insecure_channel(beside.address) as channel,
+        watch(Client(channel, parley.token), conversation_id=talk.id) as watcher,
+        watch(Client(channel, parley.token), conversation_id=quiet.id) as other,
+    ):
+        await watcher.next()
+        await other.next()
+        # The others have rung everywhere once, and nobody looks by himself any more.
+        await asyncio.sleep(0.2)
+        monkeypatch.setattr(watching, "POLL_SECONDS", 3600.0)
+        await asyncio.sleep(0.2)
+        looked.clear()
+        for n in range(10):
+            await parley.message(talk, ada)
+            await watcher.until(5 + n)
+        monkeypatch.undo()
+
+    # Once, where its last heartbeat was taken late.
+    assert looked[quiet.id] <= 1 < 10 <= looked[talk.id]
 
 
 async def test_other_processes_are_rung_for_while_they_ask_and_asked_while_somebody_watches(
@@ -217,7 +254,7 @@ async def test_other_processes_are_rung_for_while_they_ask_and_asked_while_someb
         await silence()
 
         asking = asyncio.create_task(ask_again_and_again(other))
-        assert "" in await rings_of_a_message()
+        assert f"at {lock_of(UUID(talk.id))}" in await rings_of_a_message()
         asking.cancel()
 
         async with watch(parley, conversation_id=talk.id) as watcher:
