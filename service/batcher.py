@@ -128,16 +128,18 @@ class Batcher(Generic[Item, Outcome]):
     def _next(self) -> list["Waiting[Item, Outcome]"]:
         batch: list[Waiting[Item, Outcome]] = []
         others: list[Waiting[Item, Outcome]] = []
-        weight = 0
+        weight, kind = 0, None
         most = min(self._max_items, max(self._enough, len(self._waiting) // 2))
         while self._waiting and len(batch) < most:
             waiting = self._waiting[0]
             if waiting.is_over():
                 self._waiting.popleft()
                 continue
-            if batch and self._alike(waiting.item) != self._alike(batch[0].item):
+            alike = self._alike(waiting.item)
+            if batch and alike != kind:
                 others.append(self._waiting.popleft())
                 continue
+            kind = alike
             weight += self._weigh(waiting.item)
             if batch and weight > self._max_weight:
                 break
