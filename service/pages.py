@@ -80,20 +80,19 @@ class Pages:
 
 
 class KnownMessages:
-    """Messages by sequence, of a conversation in one state; those that were longest not read make
-    room for others. So does a state that is over: nobody asks for it again.
+    """Messages of each conversation in one state, by sequence; those of the conversation that was
+    longest not read make room for others.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._left = max_bytes
-        # What was read last is last.
-        self._known: dict[tuple[UUID, str], dict[int, bytes]] = {}
+        # The conversation that was read last is last.
+        self._known: dict[UUID, tuple[str, dict[int, bytes]]] = {}
 
     def of(self, id: UUID, state: str) -> dict[int, bytes]:
-        messages = self._known.pop((id, state), {})
-        if messages:
-            self._known[id, state] = messages
-        return messages
+        if known := self._known.pop(id, None):
+            self._known[id] = known
+        return known[1] if known and known[0] == state else {}
 
     def keep(self, id: UUID, state: str, messages: Mapping[int, bytes]) -> None:
         known = self.of(id, state)
@@ -103,12 +102,18 @@ class KnownMessages:
             if sequence not in known and len(item) <= MAX_MESSAGE_BYTES
         }
         if new:
-            self._left -= _size(new) + (0 if known else CONVERSATION_OVERHEAD)
+            if not known:
+                self._forget(id)
+                self._left -= CONVERSATION_OVERHEAD
             known.update(new)
-            self._known[id, state] = known
+            self._known[id] = state, known
+            self._left -= _size(new)
         while self._left < 0:
-            longest = self._known.pop(next(iter(self._known)))
-            self._left += _size(longest) + CONVERSATION_OVERHEAD
+            self._forget(next(iter(self._known)))
+
+    def _forget(self, id: UUID) -> None:
+        if known := self._known.pop(id, None):
+            self._left += CONVERSATION_OVERHEAD + _size(known[1])
 
 
 def encoded(row: Row) -> bytes:
