@@ -130,7 +130,7 @@ class Batcher(Generic[Item, Outcome]):
         others: list[Waiting[Item, Outcome]] = []
         weight, kind = 0, None
         most = min(self._max_items, max(self._enough, len(self._waiting) // 2))
-        while self._waiting and len(batch) < most:
+        while self._waiting and len(batch) + len(others) < most:
             waiting = self._waiting[0]
             if waiting.is_over():
                 self._waiting.popleft()

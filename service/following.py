@@ -8,6 +8,7 @@ shown.
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from uuid import UUID
 
 from service import wire
@@ -35,10 +36,11 @@ ENVELOPE_BYTES = 64
 UNKNOWN = float("inf")
 # How many events are looked through for how many users.
 MIN_SCANNED, MAX_FACTS = 100, 20_000
-# How many may share a reading: all the watches there are.
-MAX_SHARED = 2_000
+# How many may share a page of history, and one of what is new: all the watches there are.
+MAX_SHARED, MAX_TOLD = 200, 2_000
 
 Person = tuple[UUID, UUID | None]
+Views = dict[Person, Row | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +83,9 @@ class Follower:
         self._store = store
         # A page of history is heavy: two at a time, so that connections are left for others. Those
         # who stand at the same place share one: 200 were told of 500 messages in 4 s, one by one.
-        self._history = Batcher(self._read, max_items=MAX_SHARED, alike=_stand, concurrency=2)
+        self._history = Batcher(self._read_page, max_items=MAX_SHARED, alike=_stand, concurrency=2)
         # What is new is little, and the same for many.
-        self._news = Batcher(self._read, max_items=MAX_SHARED)
+        self._news = Batcher(self._read, max_items=MAX_TOLD)
         # Many come back at once, to the same conversations.
         self._heads = Batcher(self._find_heads)
 
@@ -93,11 +95,9 @@ class Follower:
 
     async def read(self, ask: Ask) -> Page:
         """The next page; raises for who may not see any more."""
-        while True:
-            page = await self._history.submit(ask)
-            # Others, who see something else there, may have left no room for any of it.
-            if page.caught_up or page.place != ask.place:
-                return page
+        while not (page := await self._history.submit(ask)):
+            pass
+        return page
 
     async def read_new(self, ask: Ask) -> Page:
         """The same, for one of many who stand at the end of the log."""
@@ -124,16 +124,36 @@ class Follower:
             found = {id: await snapshot.feed.now(id) for id in set(ids)}
         return [found[id] for id in ids]
 
+    async def _read_page(self, asks: list[Ask]) -> list[Page | ParleyError | None]:
+        """One page, for the first and all who see the same there; None for the others: what they
+        see would take room in its response.
+        """
+        async with self._store.snapshot() as snapshot:
+            stretches = await _stretches(snapshot, asks)
+            views = await _views(snapshot, asks, stretches)
+            sights = [_sight(ask, views) for ask in asks]
+            same = [sight == sights[0] for sight in sights]
+            told = iter(
+                await _tell(
+                    snapshot, list(compress(asks, same)), list(compress(stretches, same)), views
+                )
+            )
+        return [next(told) if is_same else None for is_same in same]
+
     async def _read(self, asks: list[Ask]) -> list[Page | ParleyError]:
         async with self._store.snapshot() as snapshot:
             return await _tell(snapshot, asks, await _stretches(snapshot, asks))
 
 
 async def _tell(
-    snapshot: Snapshot, asks: Sequence[Ask], stretches: Sequence[Stretch]
+    snapshot: Snapshot,
+    asks: Sequence[Ask],
+    stretches: Sequence[Stretch],
+    views: Views | None = None,
 ) -> list[Page | ParleyError]:
     """What each is told of what follows its place."""
-    views = await _views(snapshot, asks, stretches)
+    if views is None:
+        views = await _views(snapshot, asks, stretches)
     reached = await _within_reach(snapshot, asks, stretches, views)
     # One of those who see the same stands for all of them.
     numbers: dict[Hashable, int] = {}
@@ -161,7 +181,6 @@ async def _tell(
 
 
 Reading = tuple[Ask, Stretch]
-Views = dict[Person, Row | None]
 # By (conversation, actor, sequence): None where the actor may not read it.
 Messages = dict[tuple[UUID, UUID | None, int], Row | None]
 

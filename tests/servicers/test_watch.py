@@ -487,33 +487,35 @@ async def test_a_large_call_is_read_once_for_all_who_watch(
     assert readings < 10
 
 
-async def test_who_sees_something_else_at_the_same_place_leaves_room_for_the_others(
-    parley: Client, ada: User, talk: Conversation, monkeypatch: pytest.MonkeyPatch
+async def test_a_large_call_comes_whole_to_each_of_those_who_see_different_parts(
+    parley: Client, ada: User, talk: Conversation
 ) -> None:
-    tell = following._tell
+    """600 KB for each: those who share a response's megabyte would be cut."""
+    batch = [
+        message_pb2.NewMessage(sender_id=ada.id, role=USER, content="x" * 1_200) for _ in range(500)
+    ]
+    request = message_pb2.BatchSendMessagesRequest(conversation_id=talk.id, messages=batch)
+    async with AsyncExitStack() as open_watches:
+        watchers = []
+        for name in ("dan", "eve", "fay", "gus", "hal"):
+            newcomer = await parley.user(name)
+            await parley.message(talk, ada, "before")
+            await parley.add(talk, newcomer, invited_by_user_id=ada.id, hide_history=True)
+            own = parley.acting_as(newcomer)
+            watchers += [
+                await open_watches.enter_async_context(watch(own, conversation_id=talk.id))
+                for _ in range(2)
+            ]
+        for each in watchers:
+            await each.next()
+        await parley.messages.BatchSendMessages(request)
+        responses = []
+        for each in watchers:
+            while len((response := await each.next()).events) < 10:
+                pass
+            responses.append((len(response.events), response.incomplete))
 
-    async def slowly(*arguments: Any) -> Any:
-        await asyncio.sleep(0.2)
-        return await tell(*arguments)
-
-    dan = await parley.user("dan")
-    await parley.add(talk, dan, invited_by_user_id=ada.id, hide_history=True)
-    readers = [parley, parley.acting_as(dan)]
-    starts = [await each.list_events(conversation_id=talk.id) for each in readers]
-    for _ in range(5):
-        await parley.message(talk, ada, "x" * 900)
-    monkeypatch.setattr(following, "MAX_RESPONSE_BYTES", 1_000)
-    monkeypatch.setattr(following, "_tell", slowly)
-    reading = []
-    for _ in range(3):
-        # All but the first of each come while those are read for, and are read for together.
-        reading += [
-            each.list_events(conversation_id=talk.id, resume_cursor=start.cursor)
-            for each, start in zip(readers, starts, strict=True)
-        ]
-        await asyncio.sleep(0.05)
-
-    assert all(page.events for page in await asyncio.gather(*reading))
+    assert responses == [(500, False)] * len(watchers)
 
 
 # Limits and ends
