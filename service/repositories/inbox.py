@@ -61,22 +61,24 @@ line AS MATERIALIZED (
     SELECT c.id AS conversation_id, {ACTIVE} AS active_at
     FROM conversations c
     WHERE c.id = ANY(ARRAY(SELECT p.conversation_id FROM k CROSS JOIN LATERAL ({OWN}) AS p
-                           WHERE p.status = 'JOINED' AND 'JOINED' = ANY(k.statuses)))
+                           WHERE p.status = 'JOINED' AND 'JOINED' = ANY(k.statuses)
+                             AND NOT k.unread_only))
       AND c.deleted_at IS NULL
       AND (k.is_active IS NULL OR c.is_active = k.is_active)
       AND (k.metadata IS NULL OR c.metadata @> k.metadata)
       AND (k.title IS NULL OR strpos(lower(c.title), k.title) > 0)
-      AND (NOT k.unread_only
-           OR (SELECT {UNREAD} FROM participants p
-               WHERE p.conversation_id = c.id AND p.user_id = k.actor_id) > 0)
     UNION ALL
-    -- What happens where the user is not in now is not told, not even by its place: it stands where
-    -- its invitation, leave or removal put it. Nor may a filter tell.
-    SELECT p.conversation_id, p.status_at
+    -- The others need the user's own row as well. What happens where the user is not in now is not
+    -- told, not even by its place: it stands where its invitation, leave or removal put it. Nor may
+    -- a filter tell.
+    SELECT p.conversation_id, CASE WHEN p.status = 'JOINED' THEN {ACTIVE} ELSE p.status_at END
     FROM ({OWN}) AS p
     CROSS JOIN LATERAL (SELECT * FROM conversations s WHERE s.id = p.conversation_id OFFSET 0) AS c
-    WHERE k.statuses <> '{{JOINED}}' AND k.is_active IS NULL AND k.metadata IS NULL
-      AND p.status <> 'JOINED' AND p.status = ANY(k.statuses) AND {SEES} AND c.deleted_at IS NULL
+    WHERE (k.unread_only OR k.statuses <> '{{JOINED}}')
+      AND (k.unread_only OR p.status <> 'JOINED')
+      AND p.status = ANY(k.statuses) AND {SEES} AND c.deleted_at IS NULL
+      AND (k.is_active IS NULL OR (p.status = 'JOINED' AND c.is_active = k.is_active))
+      AND (k.metadata IS NULL OR (p.status = 'JOINED' AND c.metadata @> k.metadata))
       AND (k.title IS NULL OR strpos(lower(c.title), k.title) > 0)
       AND (NOT k.unread_only OR {UNREAD} > 0)
   ) AS l
