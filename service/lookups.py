@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain, islice
 from uuid import UUID
 
 from service.batcher import Batcher
@@ -19,6 +20,9 @@ from service.repositories.base import Row
 from service.repositories.messages import Page, Stretch
 from service.store import Store
 
+# How many messages of repeated requests are read at once: as many as one may hold.
+MAX_REPEATED = 500
+
 
 class Lookups:
     """Finds users, conversations and messages by whatever a request names them by."""
@@ -29,6 +33,9 @@ class Lookups:
         self._views = Batcher(self._find_views, max_items=256, name="find conversations")
         self._slugs = Batcher(self._find_slugs, max_items=256, name="find slugs")
         self._messages = Batcher(self._find_messages, max_items=64, name="find messages")
+        self._repeated = Batcher(
+            self._find_repeated, weigh=len, max_weight=MAX_REPEATED, name="find repeated"
+        )
         # Pages are heavy: few at a time, so that nobody waits long for others' to be read.
         self._newest, self._oldest = (
             Batcher(
@@ -129,6 +136,12 @@ class Lookups:
             raise NotFound("message", key)
         return row
 
+    async def repeated(self, keys: Sequence[messages.Key]) -> list[Row]:
+        """What a request stored that has come again. Many come at once, where many calls were
+        answered late.
+        """
+        return await self._repeated.submit(keys)
+
     async def page(self, stretch: Stretch, *, descending: bool) -> Page:
         """A page of messages, as many as fit into one response."""
         return await (self._newest if descending else self._oldest).submit(stretch)
@@ -154,6 +167,11 @@ class Lookups:
     async def _find_messages(self, keys: list[messages.Key]) -> list[Row | None]:
         async with self._store.snapshot() as snapshot:
             return await snapshot.messages.look_for(keys)
+
+    async def _find_repeated(self, requests: list[Sequence[messages.Key]]) -> list[list[Row]]:
+        async with self._store.snapshot() as snapshot:
+            rows = iter(await snapshot.messages.find(list(chain.from_iterable(requests))))
+        return [[row for row in islice(rows, len(keys)) if row] for keys in requests]
 
 
 def require_reader(view: Row) -> None:

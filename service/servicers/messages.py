@@ -504,9 +504,7 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
         call.mark_replayed()
         # What somebody sent is its own, and stays whole for it wherever it is now.
         keys = [(item.conversation_id, None, appended.sequence + n) for n in range(appended.count)]
-        async with self._store.snapshot() as snapshot:
-            rows = await snapshot.messages.find(keys)
-        return [wire.message(row) for row in rows if row is not None]
+        return [wire.message(row) for row in await self._lookups.repeated(keys)]
 
 
 def _filters(fields: Fields, request: pb.ListMessagesRequest) -> Filters:

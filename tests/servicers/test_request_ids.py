@@ -1,5 +1,7 @@
 """request_id: however often a message is sent, it is there once."""
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -9,6 +11,8 @@ from google.protobuf.struct_pb2 import Struct
 
 from parley.v1 import message_pb2 as pb
 from service.access import hash_of
+from service.repositories.base import Row
+from service.repositories.messages import Key, Messages
 
 from ..make import ASSISTANT, USER, Client, Conversation, User, failure
 
@@ -60,6 +64,29 @@ async def test_a_batch_is_repeated_as_a_whole(parley: Client) -> None:
     assert await was_given_before(call)
     assert [each.sequence for each in first.sent_messages] == [2, 3, 4, 5, 6]
     assert (await parley.seen(talk)).last_sequence == 7
+
+
+async def test_many_that_repeat_at_once_share_what_is_read(
+    parley: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = await parley.user("ada")
+    talk = await parley.conversation(ada)
+    actor = parley.acting_as(ada)
+    firsts = [await sent(actor, sending(talk, request_id=f"r-{n}")) for n in range(4)]
+    find, batches = Messages.find, []
+
+    async def counted(self: Messages, keys: Sequence[Key]) -> list[Row | None]:
+        batches.append(len(keys))
+        return await find(self, keys)
+
+    monkeypatch.setattr(Messages, "find", counted)
+    again = await asyncio.gather(
+        *(sent(actor, sending(talk, request_id=f"r-{n % 4}")) for n in range(64))
+    )
+
+    assert again == [(firsts[n % 4][0], True) for n in range(64)]
+    assert sum(batches) == 64
+    assert len(batches) < 16, batches
 
 
 async def test_without_a_request_id_every_call_sends(parley: Client) -> None:
