@@ -62,7 +62,7 @@ from service.repositories.users import Users
 log = structlog.get_logger()
 
 POOL_WAIT_SECONDS = 0.25
-# How long a call queues before it may ask for a lock.
+# How long a call queues before it may ask for a lock, or search.
 QUEUE_SECONDS = 5.0
 CLOSE_SECONDS = 2.0
 
@@ -207,8 +207,10 @@ class Store:
         # Called whenever something was committed, with the locks under which it was.
         self.on_commit: Callable[[Collection[int]], None] = lambda _: None
         # Whoever waits for a lock holds a connection: half of them at the most, so that a
-        # conversation that many want to change takes none from those who want to read.
+        # conversation that many want to change takes none from those who want to read. A search of
+        # much may hold one for seconds: a quarter of them, or ten searches would stop all others.
         self._waiting = asyncio.Semaphore(pool_size // 2)
+        self._searching = asyncio.Semaphore(max(1, pool_size // 4))
 
     async def close(self) -> None:
         """Take leave of the database, unless that says nothing."""
@@ -228,6 +230,13 @@ class Store:
     async def snapshot(self) -> AsyncIterator[Snapshot]:
         async with self._connect(checkout(self._engine)) as pooled:
             yield Snapshot(Connection(self._engine, pooled))
+
+    @asynccontextmanager
+    async def search(self) -> AsyncIterator[Snapshot]:
+        """A snapshot for what may have to look at much: few at a time."""
+        turn = self._turn(self._searching, Unavailable("OVERLOADED"))
+        async with turn, self.snapshot() as snapshot:
+            yield snapshot
 
     @asynccontextmanager
     async def statements(self) -> AsyncIterator[Statements]:
@@ -294,24 +303,26 @@ class Store:
         """A connection in a transaction, and the status of its first statement, which comes with
         BEGIN and may wait for a lock.
         """
+        refusal = Aborted("LOCK_TIMEOUT", retry_after=0.5)
+        turn = self._turn(self._waiting, refusal) if may_wait else nullcontext()
         async with AsyncExitStack() as exits:
-            async with self._turn() if may_wait else nullcontext():
+            async with turn:
                 pooled = await exits.enter_async_context(self._connect(checkout(self._engine)))
                 status = await _begin(pooled.driver_connection, first)
             yield pooled, status
 
     @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        """Queue for the right to wait for a lock. Costs no connection."""
+    async def _turn(self, turns: asyncio.Semaphore, refusal: ParleyError) -> AsyncIterator[None]:
+        """Queue for the right to hold a connection for long. Costs none; refused in the end."""
         try:
             async with asyncio.timeout(QUEUE_SECONDS):
-                await self._waiting.acquire()
+                await turns.acquire()
         except TimeoutError:
-            raise Aborted("LOCK_TIMEOUT", retry_after=0.5) from None
+            raise refusal from None
         try:
             yield
         finally:
-            self._waiting.release()
+            turns.release()
 
     async def ping(self) -> Condition:
         """Ask the database how it is, within PING_SECONDS; raises Unavailable."""

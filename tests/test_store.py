@@ -19,7 +19,7 @@ from sqlalchemy import text
 
 from parley.v1 import conversation_pb2
 from parley.v1 import message_pb2 as pb
-from service import driver, indoubt, schema
+from service import driver, indoubt, schema, store
 from service.embedded import EmbeddedPostgres
 from service.errors import Aborted, InvalidArgument, ParleyError, Unavailable
 from service.ids import lock_of
@@ -210,6 +210,30 @@ async def test_a_call_that_finds_the_pool_full_may_be_repeated(
         assert refused.retry_seconds
         assert refused.trailers["grpc-retry-pushback-ms"]
         await client.user("ada")
+
+
+async def test_searches_leave_connections_to_others(
+    postgres: EmbeddedPostgres, parley: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = await parley.user("ada")
+    talk = await parley.conversation(ada, first="hello")
+
+    async with serving(postgres.url, tmp_path, pool_size=2) as (server, client):
+
+        async def search() -> str:
+            request = pb.SearchMessagesRequest(conversation_id=talk.id, query="hello")
+            (result,) = (await client.messages.SearchMessages(request)).results
+            return str(result.message.content)
+
+        async with server.store.search():
+            searches = asyncio.gather(*(search() for _ in range(16)))
+            # Longer than anybody waits for a connection.
+            await asyncio.sleep(2 * store.POOL_WAIT_SECONDS)
+            assert [each.content for each in await client.all_messages(talk)] == ["hello"]
+            monkeypatch.setattr(store, "QUEUE_SECONDS", 0.05)
+            refused = await failure(search())
+        assert (refused.code, refused.reason) == ("UNAVAILABLE", "OVERLOADED")
+        assert await searches == ["hello"] * 16
 
 
 async def test_a_statement_prepared_before_the_schema_changed_is_a_conflict_to_repeat(

@@ -77,6 +77,8 @@ async def test_many_that_repeat_at_once_share_what_is_read(
 
     async def counted(self: Messages, keys: Sequence[Key]) -> list[Row | None]:
         batches.append(len(keys))
+        # Time for all the others to come.
+        await asyncio.sleep(0.2)
         return await find(self, keys)
 
     monkeypatch.setattr(Messages, "find", counted)
