@@ -20,7 +20,9 @@ from service.importer import import_files
 
 TRANSACTION = Path(__file__).parent / "transaction.sql"
 
-CONNECTIONS = 4
+IN_FLIGHT = 64
+# One of them is at one worker: the more there are, the more evenly two workers share them.
+CONNECTIONS, MANY_CONNECTIONS = 4, 16
 BODIES = 5_000
 
 # In the order in which their rows refer to each other, and which of them an import made.
@@ -48,7 +50,7 @@ class Run:
     postgres_micros: float = 0.0
     errors: dict[str, int] = field(default_factory=dict)
     ok: int = 0
-    # Messages that were acknowledged while others watched.
+    # Messages that were acknowledged.
     sent: int = 0
     # How many messages the database held when it began.
     stored: int = 0
@@ -75,22 +77,24 @@ class Meter:
         method: str,
         conversations: Group,
         *,
-        in_flight: int = 64,
+        in_flight: int = IN_FLIGHT,
+        connections: int = CONNECTIONS,
         page_token: str = "",
         page_size: int = 50,
     ) -> Run:
-        """Call a method of a server for a while."""
+        """Call a method of a server for a while; of "Mixed" methods, as bench/load mixes them."""
         stored = self._stored
         run = await self.read(
             target,
             method,
             conversations,
             in_flight=in_flight,
+            connections=connections,
             page_token=page_token,
             page_size=page_size,
         )
-        if method == "SendMessage" and target is not self._stage.empty:
-            await self._require_stored(run.ok, exactly=not run.errors)
+        if run.sent and target is not self._stage.empty:
+            await self._require_stored(run.sent, exactly=not run.errors)
         return replace(run, stored=stored)
 
     async def watched(
@@ -144,6 +148,7 @@ class Meter:
         conversations: Group,
         *,
         in_flight: int,
+        connections: int = CONNECTIONS,
         page_token: str = "",
         page_size: int = 50,
     ) -> Run:
@@ -157,6 +162,7 @@ class Meter:
             bodies=self._queries if method == "SearchMessages" else self._bodies,
             seconds=self.seconds,
             in_flight=in_flight,
+            connections=connections,
             page_size=page_size,
             page_token=page_token,
         )
@@ -239,6 +245,7 @@ async def drive(
     bodies: list[str],
     seconds: float,
     in_flight: int,
+    connections: int = CONNECTIONS,
     page_size: int = 50,
     page_token: str = "",
     watchers: int = 0,
@@ -252,7 +259,7 @@ async def drive(
         "method": method,
         "seconds": seconds,
         "in_flight": in_flight,
-        "connections": min(max(in_flight, watchers), CONNECTIONS),
+        "connections": min(max(in_flight, watchers), connections),
         "conversations": conversations,
         "bodies": bodies,
         "page_size": page_size,

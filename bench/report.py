@@ -151,6 +151,8 @@ def rows(
         rates("two workers against one, GetMessage", "two workers get", "get", floor=1.2, goal=1.5),
         rates("two workers against one, ListMessages", "two workers list", "list",
               floor=1.2, goal=1.5),
+        rates("two workers against one, of ten calls 3 sends, 4 lists, 3 gets",
+              "two workers mixed", "mixed", floor=None, goal=None),
         rates("two workers against one, SendMessage", "two workers send", "send",
               floor=1.2, goal=1.5),
         rates("the same, where one is not bound to a core of its own either",

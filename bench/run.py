@@ -22,7 +22,7 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from bench import document, report
-from bench.measure import Meter, Run
+from bench.measure import IN_FLIGHT, MANY_CONNECTIONS, Meter, Run
 from bench.processes import (
     AROUND,
     CORES,
@@ -128,9 +128,14 @@ async def all_works(on: Stage, meter: Meter, plan: Plan) -> dict[str, Work]:
     deep = await last_page_token(on)
 
     async def freely(target: Target, method: str) -> Run:
-        """On whatever cores they like: two servers, PostgreSQL and the load share two of them."""
+        """On whatever cores they like: two servers, PostgreSQL and the load share two of them. As
+        many calls are in flight for each worker as elsewhere for one.
+        """
+        in_flight = IN_FLIGHT * max(1, len(target.workers))
         with unpinned(parley.process, on.postmaster):
-            return await meter.calls(target, method, on.wide)
+            return await meter.calls(
+                target, method, on.wide, in_flight=in_flight, connections=MANY_CONNECTIONS
+            )
 
     async def in_part(target: Target) -> Run:
         """The same, where each of its processes may use a part of a core: something is left."""
@@ -159,15 +164,15 @@ async def all_works(on: Stage, meter: Meter, plan: Plan) -> dict[str, Work]:
         ),
         "watched": lambda: meter.saturated(parley, on.wide),
         "half load": lambda: meter.half(parley, on.wide),
+        "mixed": lambda: meter.calls(parley, "Mixed", on.wide),
+        "two workers mixed": lambda: freely(on.pair, "Mixed"),
         "two workers send": lambda: freely(on.pair, "SendMessage"),
         "one worker send": lambda: freely(parley, "SendMessage"),
         "two workers in part": lambda: in_part(on.pair),
         "one worker in part": lambda: in_part(parley),
         "two workers get": lambda: freely(on.pair, "GetMessage"),
         "two workers list": lambda: freely(on.pair, "ListMessages"),
-        "list from the database": lambda: meter.calls(
-            parley, "ListFiltered", on.wide, in_flight=16
-        ),
+        "list from the database": lambda: meter.calls(parley, "ListFiltered", on.wide),
         "two empty": lambda: meter.read(on.empty_pair, "SendMessage", on.wide, in_flight=64),
         "conversation alone": lambda: meter.calls(parley, "GetConversation", on.wide, in_flight=1),
         "inbox": lambda: meter.calls(

@@ -48,7 +48,8 @@ type conversation struct {
 	LastSequence int64    `json:"last_sequence"`
 }
 
-// Of calls; with watchers, of the events that they were told of, and of how long after the commit.
+// Of calls, and how many of them were sends; with watchers, of the events that they were told of, and
+// of how long after the commit.
 type result struct {
 	OK      int                `json:"ok"`
 	Sent    int                `json:"sent"`
@@ -73,6 +74,13 @@ var methods = map[string]method{
 	"ListUserConversations": {
 		"/parley.v1.ConversationService/ListUserConversations", listUserConversations},
 	"SearchMessages": {"/parley.v1.MessageService/SearchMessages", searchMessages},
+}
+
+// Mixed is a day's work, of ten calls: each message is listed by more people than sent it.
+var mixed = []string{
+	"SendMessage", "SendMessage", "SendMessage",
+	"ListMessages", "ListMessages", "ListMessages", "ListMessages",
+	"GetMessage", "GetMessage", "GetConversation",
 }
 
 func main() {
@@ -122,6 +130,7 @@ func run(job *job) (*result, error) {
 // A worker has one call in flight.
 type worker struct {
 	took   []time.Duration
+	sent   int
 	errors map[string]int
 }
 
@@ -134,7 +143,11 @@ func (w *worker) callUntil(end time.Time, job *job, client *client) {
 
 func (w *worker) call(job *job, client *client) {
 	started := time.Now()
-	method := methods[job.Method]
+	name := job.Method
+	if name == "Mixed" {
+		name = mixed[rand.IntN(len(mixed))]
+	}
+	method := methods[name]
 	to := job.Conversations[rand.IntN(len(job.Conversations))]
 	actor := to.Actors[rand.IntN(len(to.Actors))]
 	stream := &stream{ended: make(chan codes.Code, 1)}
@@ -148,6 +161,9 @@ func (w *worker) call(job *job, client *client) {
 		return
 	}
 	w.took = append(w.took, time.Since(started))
+	if name == "SendMessage" {
+		w.sent++
+	}
 }
 
 func summary(workers []worker, seconds float64) *result {
@@ -155,6 +171,7 @@ func summary(workers []worker, seconds float64) *result {
 	result := &result{Errors: map[string]int{}, Seconds: seconds, Millis: map[string]float64{}}
 	for _, worker := range workers {
 		took = append(took, worker.took...)
+		result.Sent += worker.sent
 		for code, count := range worker.errors {
 			result.Errors[code] += count
 		}
