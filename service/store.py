@@ -208,9 +208,9 @@ class Store:
         self.on_commit: Callable[[Collection[int]], None] = lambda _: None
         # Whoever waits for a lock holds a connection: half of them at the most, so that a
         # conversation that many want to change takes none from those who want to read. A search of
-        # much may hold one for seconds: a quarter of them, or ten searches would stop all others.
+        # much may hold one for seconds: two fifths, or ten searches would stop all others.
         self._waiting = asyncio.Semaphore(pool_size // 2)
-        self._searching = asyncio.Semaphore(max(1, pool_size // 4))
+        self._searching = asyncio.Semaphore(max(1, pool_size * 2 // 5))
 
     async def close(self) -> None:
         """Take leave of the database, unless that says nothing."""
