@@ -232,7 +232,7 @@ class Store:
             yield Snapshot(Connection(self._engine, pooled))
 
     @asynccontextmanager
-    async def search(self) -> AsyncIterator[Snapshot]:
+    async def long_snapshot(self) -> AsyncIterator[Snapshot]:
         """A snapshot for what may have to look at much: few at a time."""
         turn = self._turn(self._searching, Unavailable("OVERLOADED"))
         async with turn, self.snapshot() as snapshot:

@@ -225,7 +225,7 @@ async def test_searches_leave_connections_to_others(
             (result,) = (await client.messages.SearchMessages(request)).results
             return str(result.message.content)
 
-        async with server.store.search():
+        async with server.store.long_snapshot():
             searches = asyncio.gather(*(search() for _ in range(16)))
             # Longer than anybody waits for a connection.
             await asyncio.sleep(2 * store.POOL_WAIT_SECONDS)

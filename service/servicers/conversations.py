@@ -126,7 +126,7 @@ class ConversationServicer(conversation_pb2_grpc.ConversationServiceServicer):
         participant_id = await self._require_user(
             "participant_id", request.participant_id, participant
         )
-        async with self._store.search() as snapshot:
+        async with self._store.long_snapshot() as snapshot:
             if (
                 request.show_deleted
                 and call.actor

@@ -290,7 +290,7 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
         """The messages of a stretch, as many as fit."""
         if not filters:
             return await self._pages.read(view, stretch, descending=down, byte_limit=byte_limit)
-        async with self._store.search() as snapshot:
+        async with self._store.long_snapshot() as snapshot:
             rows, more = await snapshot.messages.list(
                 stretch, descending=down, byte_limit=byte_limit, **filters
             )
@@ -341,7 +341,7 @@ class MessageServicer(message_pb2_grpc.MessageServiceServicer):
             created_after=created_after,
             created_before=created_before,
         )
-        async with self._store.search() as snapshot:
+        async with self._store.long_snapshot() as snapshot:
             rows, more = await snapshot.search.find(
                 wanted,
                 after=_found_place(position),

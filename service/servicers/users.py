@@ -124,7 +124,7 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
         binding = paging.binding(call, request)
         position = self._page_tokens.open(request.page_token, binding)
 
-        async with self._store.search() as snapshot:
+        async with self._store.long_snapshot() as snapshot:
             rows = await snapshot.users.list(
                 show_deleted=request.show_deleted,
                 username_prefix=prefix,
