@@ -48,15 +48,13 @@ this and wrote this page on {date}; `make bench` is that with 9 rounds of 10 s, 
   the code costs, whatever the load generator costs on PostgreSQL's core.
 - **The machine**: {cores} cores, {memory:.0f} GiB of memory; Python {python}, grpcio {grpcio},
   PostgreSQL {postgres}. A server has one core; PostgreSQL and the load share another one. Two
-  workers share both with PostgreSQL and the load, and have 64 calls in flight each. To send takes
-  both cores as it is, of which no worker can make more ([0007](decisions/0007-hot-path.md)); what
-  one is good for where cores are left shows where each is stopped for six tenths of the time.
+  workers share both with PostgreSQL and the load. To send takes both cores as it is; what another
+  worker is good for where cores are left shows where each is stopped for six tenths of the time.
 - **Durable**: `fsync`, `synchronous_commit` and `full_page_writes` are on, and the data is on disk.
-- **The load**: 64 calls in flight over 4 connections unless said otherwise (over 16 to two workers,
-  since each connection is at one of them), each with a token, an actor and a deadline; each message
-  with a `request_id` of its own and one of 5,000 texts out of {corpus},
-  from five people in each of 200 conversations. It comes from a program in Go,
-  [bench/load](../bench/load/main.go), that writes HTTP/2 frames itself.
+- **The load**: 64 calls in flight over 4 connections unless said otherwise, each with a token, an
+  actor and a deadline; each message with a `request_id` of its own and one of 5,000 texts out of
+  {corpus}, from five people in each of 200 conversations. It comes from a
+  program in Go, [bench/load](../bench/load/main.go), that writes HTTP/2 frames itself.
 - **The runs**: {rounds} rounds in which everything is measured for {seconds:.0f} s, forwards and
   backwards in turn; medians, and for ratios the median of the rounds' ratios.
 - **Pages**: what a process has read of a conversation it does not read again while only messages

@@ -20,10 +20,9 @@ from service.importer import import_files
 
 TRANSACTION = Path(__file__).parent / "transaction.sql"
 
-IN_FLIGHT = 64
-# One of them is at one worker: the more there are, the more evenly two workers share them.
-CONNECTIONS, MANY_CONNECTIONS = 4, 16
+CONNECTIONS = 4
 BODIES = 5_000
+WRITING = ("SendMessage", "Mixed")
 
 # In the order in which their rows refer to each other, and which of them an import made.
 IMPORTED_CONVERSATIONS = "SELECT id FROM conversations WHERE external_id LIKE '{mark}/%'"
@@ -77,8 +76,7 @@ class Meter:
         method: str,
         conversations: Group,
         *,
-        in_flight: int = IN_FLIGHT,
-        connections: int = CONNECTIONS,
+        in_flight: int = 64,
         page_token: str = "",
         page_size: int = 50,
     ) -> Run:
@@ -89,11 +87,10 @@ class Meter:
             method,
             conversations,
             in_flight=in_flight,
-            connections=connections,
             page_token=page_token,
             page_size=page_size,
         )
-        if run.sent and target is not self._stage.empty:
+        if method in WRITING and target is not self._stage.empty:
             await self._require_stored(run.sent, exactly=not run.errors)
         return replace(run, stored=stored)
 
@@ -148,7 +145,6 @@ class Meter:
         conversations: Group,
         *,
         in_flight: int,
-        connections: int = CONNECTIONS,
         page_token: str = "",
         page_size: int = 50,
     ) -> Run:
@@ -162,7 +158,6 @@ class Meter:
             bodies=self._queries if method == "SearchMessages" else self._bodies,
             seconds=self.seconds,
             in_flight=in_flight,
-            connections=connections,
             page_size=page_size,
             page_token=page_token,
         )
@@ -245,7 +240,6 @@ async def drive(
     bodies: list[str],
     seconds: float,
     in_flight: int,
-    connections: int = CONNECTIONS,
     page_size: int = 50,
     page_token: str = "",
     watchers: int = 0,
@@ -259,7 +253,7 @@ async def drive(
         "method": method,
         "seconds": seconds,
         "in_flight": in_flight,
-        "connections": min(max(in_flight, watchers), connections),
+        "connections": min(max(in_flight, watchers), CONNECTIONS),
         "conversations": conversations,
         "bodies": bodies,
         "page_size": page_size,

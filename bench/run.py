@@ -22,7 +22,7 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from bench import document, report
-from bench.measure import IN_FLIGHT, MANY_CONNECTIONS, Meter, Run
+from bench.measure import Meter, Run
 from bench.processes import (
     AROUND,
     CORES,
@@ -128,14 +128,9 @@ async def all_works(on: Stage, meter: Meter, plan: Plan) -> dict[str, Work]:
     deep = await last_page_token(on)
 
     async def freely(target: Target, method: str) -> Run:
-        """On whatever cores they like: two servers, PostgreSQL and the load share two of them. As
-        many calls are in flight for each worker as elsewhere for one.
-        """
-        in_flight = IN_FLIGHT * max(1, len(target.workers))
+        """On whatever cores they like: two servers, PostgreSQL and the load share two of them."""
         with unpinned(parley.process, on.postmaster):
-            return await meter.calls(
-                target, method, on.wide, in_flight=in_flight, connections=MANY_CONNECTIONS
-            )
+            return await meter.calls(target, method, on.wide)
 
     async def in_part(target: Target) -> Run:
         """The same, where each of its processes may use a part of a core: something is left."""

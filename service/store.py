@@ -234,7 +234,7 @@ class Store:
     @asynccontextmanager
     async def long_snapshot(self) -> AsyncIterator[Snapshot]:
         """A snapshot for what may have to look at much: few at a time."""
-        turn = self._turn(self._searching, Unavailable("OVERLOADED"))
+        turn = self._turn(self._searching, lambda: Unavailable("OVERLOADED"))
         async with turn, self.snapshot() as snapshot:
             yield snapshot
 
@@ -303,22 +303,25 @@ class Store:
         """A connection in a transaction, and the status of its first statement, which comes with
         BEGIN and may wait for a lock.
         """
-        refusal = Aborted("LOCK_TIMEOUT", retry_after=0.5)
-        turn = self._turn(self._waiting, refusal) if may_wait else nullcontext()
         async with AsyncExitStack() as exits:
-            async with turn:
+            async with self._turn_to_wait() if may_wait else nullcontext():
                 pooled = await exits.enter_async_context(self._connect(checkout(self._engine)))
                 status = await _begin(pooled.driver_connection, first)
             yield pooled, status
 
+    def _turn_to_wait(self) -> AbstractAsyncContextManager[None]:
+        return self._turn(self._waiting, lambda: Aborted("LOCK_TIMEOUT", retry_after=0.5))
+
     @asynccontextmanager
-    async def _turn(self, turns: asyncio.Semaphore, refusal: ParleyError) -> AsyncIterator[None]:
+    async def _turn(
+        self, turns: asyncio.Semaphore, refusal: Callable[[], ParleyError]
+    ) -> AsyncIterator[None]:
         """Queue for the right to hold a connection for long. Costs none; refused in the end."""
         try:
             async with asyncio.timeout(QUEUE_SECONDS):
                 await turns.acquire()
         except TimeoutError:
-            raise refusal from None
+            raise refusal() from None
         try:
             yield
         finally:
